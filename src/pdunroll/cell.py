@@ -1,0 +1,121 @@
+"""The folder of one training, and whether what is in it still holds.
+
+    run.json       what made it: status, digest, settings, data, code, results; written last
+    operator.npy   the K with the best validation error, (m, n) float32
+    training.csv   one row a validation
+    last.ckpt      where to go on
+"""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pdunroll.config import Config
+from pdunroll.errors import InputError
+from pdunroll.frames import read_manifest
+from pdunroll.runs import atomic, digest, read_json, source_digest, write_json
+
+RECORD, OPERATOR = "run.json", "operator.npy"
+
+# The code that decides what a training gives.
+CODE = ("problem", "chambolle_pock", "backprop", "network", "training", "frames", "quantizer")
+
+
+def identify(config: Config) -> dict[str, Any]:
+    """What a training depends on: its scientific settings, its data and its code."""
+    manifest = read_manifest(config.prepared)
+    wanted = {"frame_length": config.data.frame_length, "bits": config.data.bits}
+    for key, value in wanted.items():
+        if manifest["settings"][key] != value:
+            raise InputError(
+                f"{config.prepared} was prepared with data.{key}={manifest['settings'][key]}, not {value}; "
+                "run `python -m pdunroll.prepare` with the same settings first"
+            )
+    return {
+        "settings": {
+            "seed": config.seed,
+            "data": {"name": config.data.name, **wanted},
+            "backprop": config.backprop,
+            "network": asdict(config.network),
+            "optimization": asdict(config.optimization),
+        },
+        "data": manifest["digest"],
+        "code": source_digest(CODE),
+    }
+
+
+class Cell:
+    """One training's folder; `identity` is what `identify` gave for the training that is wanted."""
+
+    def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
+        self.folder, self.identity, self.digest = folder, identity, digest(identity)
+        path = folder / RECORD
+        self.record: dict[str, Any] = read_json(path) if path.is_file() else {}
+
+    @property
+    def finished(self) -> bool:
+        """Whether just this training has been done here."""
+        return self._same and self.record["status"] == "finished" and (self.folder / OPERATOR).is_file()
+
+    @property
+    def _same(self) -> bool:
+        return self.record.get("digest") == self.digest
+
+    def begin(self) -> None:
+        """Keep what an interrupted training of just this kind has left; clear what any other has."""
+        if not self._same:
+            for name in (RECORD, OPERATOR, "training.csv", "last.ckpt"):
+                (self.folder / name).unlink(missing_ok=True)
+        self._write("training", None)
+
+    def finish(self, operator: NDArray, results: dict[str, Any]) -> None:
+        with atomic(self.folder / OPERATOR) as temporary, temporary.open("wb") as file:
+            np.save(file, operator)
+        self._write("finished", results)
+
+    def _write(self, status: str, results: dict[str, Any] | None) -> None:
+        self.record = {
+            "status": status,
+            "digest": self.digest,
+            **self.identity,
+            "results": results,
+            "environment": environment(),
+        }
+        write_json(self.folder / RECORD, self.record)
+
+
+def environment() -> dict[str, str]:
+    """Where and by what a result was made: recorded, but no part of its identity."""
+    git = subprocess.run(
+        ["git", "-C", Path(__file__).parent, "describe", "--always", "--dirty", "--abbrev=40"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return {
+        "commit": git.stdout.strip() or "unknown",
+        "torch": version("torch"),
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def read_operator(folder: Path, shape: tuple[int, int]) -> NDArray[np.float32]:
+    """The trained operator of a cell; raises `InputError` naming the file if it is damaged or of another shape."""
+    path = folder / OPERATOR
+    try:
+        operator = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{path} cannot be read ({error}); remove {folder} and train again") from None
+    if operator.shape != shape or operator.dtype != np.float32:
+        raise InputError(
+            f"{path} holds a {operator.dtype} array of shape {operator.shape}, not float32 {shape}; "
+            "evaluate with the settings it was trained with"
+        )
+    return operator

@@ -1,0 +1,206 @@
+"""The typed schema of conf/ and how an entry point meets its settings.
+
+Hydra checks the schema's keys and types, `__post_init__` the ranges. An entry point reads the configuration once, by
+`settings`, and hands plain arguments on: no configuration object travels further in.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from pdunroll.errors import InputError, require_choice, require_integer, require_positive
+
+CONF = str(Path(__file__).resolve().parents[2] / "conf")
+
+
+@dataclass
+class Data:
+    """Where speech comes from and what becomes of it."""
+
+    name: str = MISSING
+    root: str | None = None  # a folder of audio, for the sources that read one
+    source: Any = MISSING  # a pdunroll.speech.Source
+    frame_length: int = 320  # n, samples
+    bits: int = 4
+
+    def __post_init__(self) -> None:
+        require_integer("data.frame_length", self.frame_length, 1)
+        require_integer("data.bits", self.bits, 1, 32)
+
+
+@dataclass
+class Network:
+    """The unrolled algorithm."""
+
+    iterations: int = 10  # L in training
+    rows: int | None = None  # m; n if null
+    step_ratio: float = 10.0
+    extrapolation: float = 1.0  # theta
+
+    def __post_init__(self) -> None:
+        require_integer("network.iterations (L)", self.iterations, 1)
+        if self.rows is not None:
+            require_integer("network.rows (m)", self.rows, 1)
+        require_positive("network.step_ratio", self.step_ratio)
+        if not 0 <= self.extrapolation <= 1:
+            raise InputError(f"network.extrapolation must be in [0, 1], got {self.extrapolation}")
+
+
+@dataclass
+class Optimization:
+    """Adam with a linearly decaying rate."""
+
+    learning_rate: float = 1e-5
+    final_learning_rate: float = 1e-8
+    decay_counts: str = "steps"  # or "frames", as the authors' code: the rate then hardly falls
+    epochs: int = 20
+    batch_size: int = 32  # frames
+    train_frames: int | None = None  # frames drawn for each epoch; all if null
+    validation_frames: int | None = 1024  # drawn once; all if null
+    validations_per_epoch: int = 1
+
+    def __post_init__(self) -> None:
+        require_positive("optimization.learning_rate", self.learning_rate)
+        require_positive("optimization.final_learning_rate", self.final_learning_rate)
+        require_choice("optimization.decay_counts", self.decay_counts, ("steps", "frames"))
+        for name in ("epochs", "batch_size", "validations_per_epoch", "train_frames", "validation_frames"):
+            if getattr(self, name) is not None:
+                require_integer(f"optimization.{name}", getattr(self, name), 1)
+
+
+@dataclass
+class Trainer:
+    """The machine's part: nothing here changes what is learned."""
+
+    accelerator: str = "cpu"
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        require_choice("trainer.accelerator", self.accelerator, ("cpu", "gpu"))
+        require_integer("trainer.threads", self.threads, 1)
+
+
+@dataclass
+class Tracking:
+    """Weights & Biases; the CSV tables are written in any case."""
+
+    mode: str = "offline"
+    project: str = "pdunroll"
+
+    def __post_init__(self) -> None:
+        require_choice("tracking.mode", self.mode, ("offline", "online", "disabled"))
+
+
+@dataclass
+class Evaluation:
+    """The test error after every number of iterations."""
+
+    runs: str = MISSING  # folder of trained cells
+    iterations: int = 100_000  # L_inference
+    points: int = 100  # at least so many numbers of iterations, log-spaced
+    frames: int | None = 1024  # test frames, drawn with the seed; all if null
+    seed: int = 0
+    batch_size: int = 256  # frames at a time
+    threads: int | None = None  # all cores if null
+
+    def __post_init__(self) -> None:
+        for name in ("iterations", "points", "frames", "batch_size", "threads"):
+            if getattr(self, name) is not None:
+                require_integer(f"evaluation.{name}", getattr(self, name), 1)
+
+
+@dataclass
+class Figures:
+    """What the figures show."""
+
+    l_training: list[int] | None = None  # curves of the interpretability figure; all if null
+    regime_borders: list[float] = field(default_factory=lambda: [35.0, 150.0])  # in L, between the paper's regimes
+
+
+@dataclass
+class Config:
+    """All settings."""
+
+    name: str = MISSING  # folder below outputs/ and multirun/
+    cell: str = MISSING  # folder of one training below that
+    seed: int = 0
+    data: Data = MISSING
+    backprop: dict[str, Any] = MISSING
+    network: Network = field(default_factory=Network)
+    optimization: Optimization = field(default_factory=Optimization)
+    trainer: Trainer = MISSING
+    tracking: Tracking = MISSING
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    figures: Figures = field(default_factory=Figures)
+
+    def __post_init__(self) -> None:
+        require_integer("seed", self.seed, 0, 2**32 - 1)
+        if not self.name or "/" in self.name:
+            raise InputError(f"name must be the name of a folder, got {self.name!r}")
+
+    @property
+    def outputs(self) -> Path:
+        """Where the tables and figures of this experiment are."""
+        return Path("outputs") / self.name
+
+    @property
+    def prepared(self) -> Path:
+        """Where its prepared frames are."""
+        return self.outputs / "prepared"
+
+
+ConfigStore.instance().store(name="schema", node=Config)
+
+
+def settings(config: DictConfig) -> Config:
+    """The configuration as typed, checked, plain values; raises `InputError` naming the setting at fault."""
+    plain = OmegaConf.to_object(config)
+    assert isinstance(plain, Config)
+    return plain
+
+
+def build(node: Any) -> Any:
+    """The object that a `_target_` of the configuration describes."""
+    from hydra.utils import instantiate
+
+    return instantiate(node, _convert_="all")
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turn bad input into one line on stderr and exit status 2; other exceptions are bugs and keep their traceback."""
+    try:
+        yield
+    except (InputError, HydraException, OmegaConfBaseException) as error:
+        print(f"pdunroll: {_line(error)}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call a `@hydra.main` function so that errors in composing the configuration are one line, too."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # let them through, instead of a printout and status 1
+    with one_line_errors():
+        main()
+
+
+def _line(error: BaseException) -> str:
+    """The message of the innermost cause: an `InputError` if there is one, else what OmegaConf or Hydra said."""
+    causes = [error]
+    while (cause := causes[-1].__cause__) is not None:
+        causes.append(cause)
+    chosen = next((cause for cause in causes if isinstance(cause, InputError)), None)
+    if chosen is not None:
+        return str(chosen)
+    text = " | ".join(str(cause).split("Config search path")[0].split("object_type=")[0] for cause in causes)
+    return " ".join(text.split())

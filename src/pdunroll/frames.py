@@ -1,0 +1,131 @@
+"""From recordings to the dataset: peak normalisation, frames, quantization, and their storage on disk.
+
+A prepared folder holds one npz a split and manifest.json. Stored are the samples as recorded (int16 where the source
+has them) with each file's peak, and the numbers of the quantization cells, so that y and x come back exactly:
+y = samples / peak in float64, x = the centre of the cell.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pdunroll import quantizer
+from pdunroll.errors import InputError, require_integer
+from pdunroll.runs import digest, read_json, write_json
+from pdunroll.speech import SAMPLE_RATE, SPLITS, Recording
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Frames:
+    """The frames of one split."""
+
+    truth: NDArray[np.float32]  # y  (frames, n)
+    observation: NDArray[np.float32]  # x  (frames, n)
+    file: NDArray[np.int64]  # number of each frame's file in the manifest  (frames,)
+
+
+def prepare(recordings: Iterable[Recording], folder: Path, *, frame_length: int, bits: int) -> dict[str, Any]:
+    """Cut, quantize and store recordings in `folder`, which is replaced as a whole; return the manifest.
+
+    frame_length is in samples; what is left at a file's end is dropped. Raises `InputError` naming the recording if
+    it is silent or shorter than a frame, or if two splits hold the same recording.
+    """
+    require_integer("data.frame_length", frame_length, 1)
+    half_step = quantizer.radius(bits)
+    splits: dict[str, list[tuple[dict[str, Any], NDArray, NDArray]]] = {split: [] for split in SPLITS}
+    seen: dict[str, Recording] = {}
+    for recording in recordings:
+        samples = recording.samples
+        if len(samples) < frame_length:
+            raise InputError(
+                f"{recording.name} has {len(samples)} samples, fewer than one frame of {frame_length}; remove it"
+            )
+        peak = float(np.abs(samples.astype(np.float64)).max())
+        if peak == 0.0:
+            raise InputError(f"{recording.name} is silent; remove it")
+        content = hashlib.sha256(samples.tobytes()).hexdigest()
+        twin = seen.setdefault(content, recording)
+        if twin.split != recording.split:
+            raise InputError(
+                f"{recording.name} ({recording.split}) and {twin.name} ({twin.split}) are the same recording; "
+                "remove one, or the splits leak"
+            )
+        count = len(samples) // frame_length
+        frames = samples[: count * frame_length].reshape(count, frame_length)
+        codes = quantizer.encode(frames / np.float64(peak), bits).astype(np.min_scalar_type(2**bits - 1))
+        entry = {"name": recording.name, "sha256": content, "samples": len(samples), "peak": peak, "frames": count}
+        splits[recording.split].append((entry, frames, codes))
+    for split, files in splits.items():
+        if not files:
+            raise InputError(f"the data source gave no recordings for {split}; each split needs one at least")
+
+    settings = {"frame_length": frame_length, "bits": bits, "sample_rate": SAMPLE_RATE}
+    manifest: dict[str, Any] = {"settings": settings, "splits": {}}
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+    partial.mkdir(parents=True)
+    for split, files in splits.items():
+        entries, frames, codes = zip(*files, strict=True)
+        arrays = {
+            "samples": np.concatenate(frames),
+            "codes": np.concatenate(codes),
+            "file_number": np.repeat(np.arange(len(entries)), [entry["frames"] for entry in entries]).astype(np.uint32),
+            "peak": np.array([entry["peak"] for entry in entries]),
+        }
+        path = partial / f"{split}.npz"
+        np.savez(path, **arrays)
+        manifest["splits"][split] = {
+            **_statistics(*_decoded(arrays, bits), half_step),
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "files": list(entries),
+        }
+    manifest["digest"] = digest(manifest)
+    write_json(partial / MANIFEST, manifest)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+    return manifest
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a prepared folder; raises `InputError` that says how to make one if it is missing."""
+    if not (folder / MANIFEST).is_file():
+        raise InputError(f"{folder / MANIFEST} is missing; run `python -m pdunroll.prepare` with the same settings first")
+    return read_json(folder / MANIFEST)
+
+
+def load(folder: Path, split: str) -> Frames:
+    """One split of a prepared folder, checked against its manifest."""
+    manifest = read_manifest(folder)
+    path = folder / f"{split}.npz"
+    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != manifest["splits"][split]["sha256"]:
+        raise InputError(f"{path} is missing or damaged; run `python -m pdunroll.prepare` again")
+    with np.load(path) as arrays:
+        truth, observation = _decoded(arrays, manifest["settings"]["bits"])
+        return Frames(truth.astype(np.float32), observation.astype(np.float32), arrays["file_number"].astype(np.int64))
+
+
+def _decoded(arrays: Any, bits: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """y and x, (frames, n), in float64."""
+    truth = arrays["samples"] / arrays["peak"][arrays["file_number"], None]
+    return truth, quantizer.decode(arrays["codes"].astype(np.float64), bits)
+
+
+def _statistics(truth: NDArray, observation: NDArray, half_step: float) -> dict[str, Any]:
+    mse = float(np.mean((truth - observation) ** 2))
+    return {
+        "frames": len(truth),
+        "quantized_mse": mse,
+        "quantized_snr_db": float(10 * np.log10(np.mean(truth**2) / mse)),
+        # all samples in the two middle cells: 0 is feasible, hence optimal
+        "trivial_share": float(np.mean((np.abs(observation) <= half_step).all(axis=1))),
+    }

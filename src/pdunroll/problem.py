@@ -1,0 +1,83 @@
+"""The lower-level problem: speech dequantization, its proximal operators and their Jacobians.
+
+    y_hat in argmin_y ||K y||_1   subject to   ||y - x||_inf <= radius
+
+that is F(K y) + G(y - x) with F = ||.||_1 and G the indicator of the box of half width `radius`.
+Source: Brauer and Lorenz (EUSIPCO 2023), section "Speech dequantization".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pdunroll.errors import require_positive
+
+
+@dataclass(frozen=True)
+class Dequantization:
+    """The problem for one operator and one batch; `radius` is half a quantization step."""
+
+    radius: float
+
+    def __post_init__(self) -> None:
+        require_positive("radius", self.radius)
+
+    def objective(self, operator: Tensor, primal: Tensor) -> Tensor:
+        """||K y||_1 of each frame; primal (B, n) -> (B,)."""
+        return (primal @ operator.T).abs().sum(dim=1)
+
+    def prox_dual(self, z_dual: Tensor) -> Tensor:
+        """prox of sigma F*: the projection onto {||psi||_inf <= 1}, whatever sigma."""
+        return z_dual.clamp(-1.0, 1.0)
+
+    def prox_primal(self, displacement: Tensor) -> Tensor:
+        """prox of tau G at z_P - x: the projection onto {||.||_inf <= radius}, whatever tau."""
+        return displacement.clamp(-self.radius, self.radius)
+
+
+# The Jacobian of each prox is diagonal with 0/1 entries: a mask. The dual one is not disputed:
+
+
+def dual_mask(z_dual: Tensor) -> Tensor:
+    """Jacobian of `prox_dual` at z_D, as a boolean tensor: where |z_D| <= 1."""
+    return z_dual.abs() <= 1.0
+
+
+# ... but of the primal one there are two, and they decide what training achieves.
+
+
+def active_set_mask(problem: Dequantization, z_primal: Tensor, observation: Tensor) -> Tensor:
+    """The paper's formula, the Jacobian of `prox_primal`: where |z_P - x| <= radius."""
+    return (z_primal - observation).abs() <= problem.radius
+
+
+def released_mask(problem: Dequantization, z_primal: Tensor, observation: Tensor) -> Tensor:
+    """What the authors' released code computes instead: where |z_P - 2 x| <= 1.
+
+    Its z_P has x subtracted already, the backward pass subtracts x once more and compares with 1 instead
+    of the radius (`chrbraue/primal_dual_networks`, folder eusipco2023, commit 032c7bb). On speech nearly all
+    entries are 1: the gradient passes straight through the projection.
+    """
+    return (z_primal - 2.0 * observation).abs() <= 1.0
+
+
+PrimalMask = Callable[[Dequantization, Tensor, Tensor], Tensor]
+PRIMAL_MASKS: dict[str, PrimalMask] = {"active_set": active_set_mask, "released": released_mask}
+
+
+def dct_operator(rows: int, columns: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The orthonormal DCT-II as initial operator, (rows, columns) = (m, n).
+
+    With m != n it is the upper left block of the larger DCT: for m < n the m lowest frequencies (orthonormal
+    rows), for m > n a tight frame (orthonormal columns). Its spectral norm is 1 in each case.
+    """
+    size = max(rows, columns)
+    frequency = torch.arange(rows, dtype=torch.float64)[:, None]
+    sample = torch.arange(columns, dtype=torch.float64)[None, :]
+    operator = torch.cos(torch.pi / size * (sample + 0.5) * frequency) * (2.0 / size) ** 0.5
+    operator[0] *= 0.5**0.5
+    return operator.to(dtype)

@@ -1,0 +1,93 @@
+"""Train one operator, or with -m a sweep.  python -m pdunroll.train [-m] [experiment=...] [sweep=...] [backprop=...]
+
+A training owns one folder ("cell"). Its run.json says what made it, by a digest of the scientific settings, the data
+and the training code. With an equal digest a finished training is skipped and a killed one resumed; with another one
+the cell is cleared and trained again.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from pdunroll.config import CONF, Config, build, one_line_errors, run, settings
+
+log = logging.getLogger(__name__)
+
+
+@hydra.main(version_base="1.3", config_path=CONF, config_name="config")
+def main(cfg: DictConfig) -> float:
+    with one_line_errors():
+        config = settings(cfg)
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        if HydraConfig.get().mode == RunMode.RUN:
+            folder /= config.cell
+        return train(config, folder)
+
+
+def train(config: Config, folder: Path) -> float:
+    """Train the cell `folder`, or what is left of it; return the best validation MSE."""
+    from pdunroll.cell import Cell, identify
+    from pdunroll.frames import load
+
+    strategy = build(config.backprop["strategy"])
+    cell = Cell(folder, identify(config))
+    if cell.finished:
+        log.info("%s is finished and nothing it depends on has changed: skipped", folder)
+        return cell.record["results"]["validation_mse"]
+
+    import torch
+
+    from pdunroll.network import UnrolledNetwork
+    from pdunroll.quantizer import radius
+    from pdunroll.tracking import tracked
+    from pdunroll.training import FrameData, fit
+
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    torch.set_num_threads(config.trainer.threads)
+    network = UnrolledNetwork(
+        rows=config.network.rows or config.data.frame_length,
+        frame_length=config.data.frame_length,
+        radius=radius(config.data.bits),
+        iterations=config.network.iterations,
+        backprop=strategy,
+        step_ratio=config.network.step_ratio,
+        extrapolation=config.network.extrapolation,
+    )
+    data = FrameData(
+        load(config.prepared, "train"), load(config.prepared, "validation"), config.optimization, config.seed
+    )
+    cell.begin()
+    tags = [config.name, config.backprop["name"], config.backprop["primal_mask"], f"L={config.network.iterations}"]
+    with tracked(
+        config.tracking, folder, group=config.name, name=config.cell, tags=tags, config=cell.identity["settings"]
+    ) as loggers:
+        module, history = fit(
+            network,
+            data,
+            config.optimization,
+            folder,
+            title=config.cell,
+            accelerator=config.trainer.accelerator,
+            loggers=loggers,
+        )
+    results = {
+        "validation_mse": module.best_mse.item(),
+        "initial_validation_mse": history.rows[0]["validation_mse"],
+        "best_step": module.best_step.item(),
+        "steps": module.global_step,
+        "seconds": history.seconds,
+        "seconds_per_epoch": history.seconds / config.optimization.epochs,
+        "threads": config.trainer.threads,
+    }
+    cell.finish(module.best_operator.cpu().numpy(), results)
+    return results["validation_mse"]
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,233 @@
+"""Training of the operator K: the LightningModule, its data, and the bookkeeping of one training.
+
+A pass over the training frames is an epoch of the protocol. Lightning is given shorter "epochs", from one validation
+to the next, so that each checkpoint lies on a border where a killed training goes on bit for bit.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.loggers import Logger
+from torch import Tensor
+
+from pdunroll.chambolle_pock import spectral_norm
+from pdunroll.config import Optimization
+from pdunroll.errors import InputError
+from pdunroll.frames import Frames
+from pdunroll.network import UnrolledNetwork
+from pdunroll.runs import write_table
+
+log = logging.getLogger(__name__)
+
+CHECKPOINT = "last.ckpt"
+HISTORY = "training.csv"
+
+
+class Batches:
+    """Batches (y, x) sliced from tensors in memory, in a given order. Cheaper per step than a DataLoader."""
+
+    def __init__(self, truth: Tensor, observation: Tensor, order: Tensor, batch_size: int) -> None:
+        self.truth, self.observation = truth, observation  # (frames, n) each
+        self.chunks = order.split(batch_size)
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return ((self.truth[chunk], self.observation[chunk]) for chunk in self.chunks)
+
+
+def draw(population: int, wanted: int | None, seed: int) -> Tensor:
+    """The numbers of `wanted` of `population` frames (all if None), in random order."""
+    return torch.randperm(population, generator=torch.Generator().manual_seed(seed))[:wanted]
+
+
+class FrameData(pl.LightningDataModule):
+    """Training and validation frames; the order of pass p depends on the seed and p only."""
+
+    def __init__(self, train: Frames, validation: Frames, optimization: Optimization, seed: int) -> None:
+        super().__init__()
+        self.optimization, self.seed = optimization, seed
+        self.truth, self.observation = torch.from_numpy(train.truth), torch.from_numpy(train.observation)
+        frames = min(len(train.truth), optimization.train_frames or len(train.truth))
+        self.frames_per_pass = frames
+        self.steps_per_pass = math.ceil(frames / optimization.batch_size)
+        self.validations_per_pass = min(optimization.validations_per_epoch, self.steps_per_pass)
+        chosen = draw(len(validation.truth), optimization.validation_frames, seed=0)
+        self.validation = Batches(
+            torch.from_numpy(validation.truth), torch.from_numpy(validation.observation), chosen, batch_size=1024
+        )
+
+    def train_dataloader(self) -> Batches:
+        """The stretch of steps up to the next validation; Lightning asks anew for each (see `fit`)."""
+        number, part = divmod(self.trainer.current_epoch, self.validations_per_pass)
+        order = draw(len(self.truth), self.frames_per_pass, seed=(self.seed << 20) + number)
+        first, last = (p * self.steps_per_pass // self.validations_per_pass for p in (part, part + 1))
+        size = self.optimization.batch_size
+        return Batches(self.truth, self.observation, order[first * size : last * size], size)
+
+    def val_dataloader(self) -> Batches:
+        return self.validation
+
+
+class UnrolledTraining(pl.LightningModule):
+    """Adam on half the squared error, summed over the batch; keeps the K with the best validation error.
+
+    The scale of the loss is that of the authors' code: Adam divides it out but for its epsilon, which a mean over
+    the samples would come close to. Reported errors are means over frames and samples.
+    """
+
+    best_operator: Tensor
+    best_mse: Tensor
+    best_step: Tensor
+
+    def __init__(self, network: UnrolledNetwork, optimization: Optimization, total_steps: int, total_frames: int) -> None:
+        super().__init__()
+        self.network, self.optimization = network, optimization
+        self.decay = total_steps if optimization.decay_counts == "steps" else total_frames
+        self.register_buffer("best_operator", network.operator.detach().clone())
+        self.register_buffer("best_mse", torch.tensor(math.inf, dtype=torch.float64))
+        self.register_buffer("best_step", torch.tensor(0))
+        self.validation_mse = math.inf
+        self._start_sums()
+
+    def _start_sums(self) -> None:
+        self.loss_sum, self.samples, self.gradient_norms = 0.0, 0, 0.0
+        self.steps, self.squares, self.validated = 0, 0.0, 0
+
+    def configure_optimizers(self) -> Any:
+        first, last = self.optimization.learning_rate, self.optimization.final_learning_rate
+        optimizer = torch.optim.Adam(self.network.parameters(), lr=first)
+
+        def factor(step: int) -> float:
+            return 1 + (last / first - 1) * min(step / self.decay, 1)
+
+        return [optimizer], [{"scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, factor), "interval": "step"}]
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
+        truth, observation = batch
+        loss = 0.5 * (self.network(observation) - truth).square().sum()
+        value = loss.item()
+        if not math.isfinite(value):
+            raise InputError(
+                f"training diverged at step {self.global_step} (loss {value}); lower optimization.learning_rate, "
+                f"which is {self.optimization.learning_rate:g}"
+            )
+        self.loss_sum += value
+        self.samples += truth.numel()
+        return loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        norm = float(self.network.operator.grad.norm())
+        if not math.isfinite(norm):
+            raise InputError(
+                f"training diverged at step {self.global_step} (gradient norm {norm}); lower "
+                f"optimization.learning_rate, which is {self.optimization.learning_rate:g}"
+            )
+        self.gradient_norms += norm
+        self.steps += 1
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
+        truth, observation = batch
+        self.squares += float((self.network(observation) - truth).double().square().sum())
+        self.validated += truth.numel()
+
+    def on_validation_epoch_end(self) -> None:
+        self.validation_mse = self.squares / self.validated
+        if self.validation_mse < self.best_mse.item():
+            self.best_mse.fill_(self.validation_mse)
+            self.best_step.fill_(self.global_step)
+            self.best_operator.copy_(self.network.operator.detach())
+
+    def row(self) -> dict[str, float]:
+        """What happened since the last call, and where training stands."""
+        row = {
+            "step": self.global_step,
+            "train_mse": 2 * self.loss_sum / self.samples if self.samples else math.nan,
+            "validation_mse": self.validation_mse,
+            "learning_rate": self.optimizers().param_groups[0]["lr"],
+            "gradient_norm": self.gradient_norms / self.steps if self.steps else math.nan,
+            "operator_norm": spectral_norm(self.network.operator),
+        }
+        self._start_sums()
+        return row
+
+
+class History(pl.Callback):
+    """One row a validation, into the CSV table, the loggers and the console; times leave validation out."""
+
+    def __init__(self, path: Path, title: str, total_steps: int) -> None:
+        self.path, self.title, self.total_steps = path, title, total_steps
+        self.rows: list[dict[str, float]] = []
+        self.seconds = 0.0
+        self._since = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows, "seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows, self.seconds = state_dict["rows"], state_dict["seconds"]
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, module: UnrolledTraining) -> None:
+        self._since = time.perf_counter()
+
+    def on_validation_start(self, trainer: pl.Trainer, module: UnrolledTraining) -> None:
+        if not trainer.sanity_checking:
+            self.seconds += time.perf_counter() - self._since
+
+    def on_validation_end(self, trainer: pl.Trainer, module: UnrolledTraining) -> None:
+        row = {**module.row(), "seconds": self.seconds}
+        self.rows.append(row)
+        write_table(self.path, self.rows)
+        for logger in trainer.loggers:
+            logger.log_metrics(row, step=row["step"])
+        log.info(
+            "%s  step %d of %d  validation MSE %.4e  %.1f s",
+            self.title, row["step"], self.total_steps, row["validation_mse"], row["seconds"],
+        )  # fmt: skip
+
+
+def fit(
+    network: UnrolledNetwork,
+    data: FrameData,
+    optimization: Optimization,
+    folder: Path,
+    *,
+    title: str,
+    accelerator: str = "cpu",
+    loggers: list[Logger] | None = None,
+) -> tuple[UnrolledTraining, History]:
+    """Train, going on from `folder`/last.ckpt if it is there; writes that file and training.csv.
+
+    Raises `InputError` if training diverges.
+    """
+    total_steps = optimization.epochs * data.steps_per_pass
+    module = UnrolledTraining(network, optimization, total_steps, optimization.epochs * data.frames_per_pass)
+    history = History(folder / HISTORY, title, total_steps)
+    checkpoint = ModelCheckpoint(
+        folder, filename=Path(CHECKPOINT).stem, enable_version_counter=False, save_on_train_epoch_end=True
+    )
+    trainer = pl.Trainer(
+        accelerator=accelerator,
+        devices=1,
+        max_epochs=optimization.epochs * data.validations_per_pass,
+        reload_dataloaders_every_n_epochs=1,
+        num_sanity_val_steps=-1,  # validation before the first step
+        callbacks=[history, checkpoint],
+        logger=loggers or False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+    )
+    resume = folder / CHECKPOINT
+    trainer.fit(module, datamodule=data, ckpt_path=resume if resume.is_file() else None, weights_only=True)
+    return module, history
