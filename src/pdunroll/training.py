@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -226,8 +227,12 @@ def fit(
         logger=loggers or False,
         enable_progress_bar=False,
         enable_model_summary=False,
+        log_every_n_steps=1,
         default_root_dir=folder,
     )
     resume = folder / CHECKPOINT
-    trainer.fit(module, datamodule=data, ckpt_path=resume if resume.is_file() else None, weights_only=True)
+    with warnings.catch_warnings():  # nothing in these is for the reader of our log
+        warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
+        warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.. is deprecated")
+        trainer.fit(module, datamodule=data, ckpt_path=resume if resume.is_file() else None, weights_only=True)
     return module, history

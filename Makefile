@@ -1,0 +1,30 @@
+# make reproduce   install into .venv, run the whole chain on synthetic speech, draw the figures
+# make test        install if needed, run the tests
+# make lint        check style as the tests do
+
+PYTHON ?= python3
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export PYTHONUNBUFFERED := 1
+
+.PHONY: reproduce test lint clean
+
+reproduce: .venv/installed
+	dvc repro
+
+test: .venv/installed lint
+	pytest
+
+lint: .venv/installed
+	ruff check .
+	ruff format --check .
+
+.venv/installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "pdunroll needs Python 3.11 or newer; name one by: make $(or $(MAKECMDGOALS),reproduce) PYTHON=python3.12" >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv outputs multirun

@@ -1,0 +1,208 @@
+"""Test error of every trained operator after every number of iterations.  python -m pdunroll.evaluate [experiment=...]
+
+Writes to outputs/<name>/:
+    evaluation.csv  one row per operator and number of iterations (DCT and no restoration too)
+    training.csv    one row per operator: times, steps, validation errors
+    metrics.json    the end points, for `dvc metrics`
+    errors/         the errors of the single frames, reused by the next call where nothing has changed
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from omegaconf import DictConfig
+
+from pdunroll.config import CONF, Config, one_line_errors, run, settings
+from pdunroll.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+log = logging.getLogger(__name__)
+
+# The code that decides what an evaluation gives.
+CODE = ("problem", "chambolle_pock", "inference", "frames", "quantizer")
+
+
+@hydra.main(version_base="1.3", config_path=CONF, config_name="config")
+def main(cfg: DictConfig) -> None:
+    with one_line_errors():
+        evaluate(settings(cfg))
+
+
+def evaluate(config: Config) -> None:
+    """Evaluate all finished cells of `config.evaluation.runs` and write the tables."""
+    import numpy as np
+
+    from pdunroll.cell import identify, read_operator
+    from pdunroll.frames import load
+    from pdunroll.inference import log_grid
+    from pdunroll.problem import dct_operator
+    from pdunroll.runs import write_json, write_table
+
+    options = config.evaluation
+    cells = finished_cells(Path(options.runs), identify(config), config.name)
+    depths = [record["settings"]["network"]["iterations"] for _, record in cells]
+    if max(depths) > options.iterations:
+        raise InputError(
+            f"evaluation.iterations must be at least the largest L in training, {max(depths)}, got {options.iterations}"
+        )
+    shape = (config.network.rows or config.data.frame_length, config.data.frame_length)
+    operators = [(folder.name, read_operator(folder, shape)) for folder, _ in cells]
+    grid = log_grid(options.iterations, options.points, depths)
+
+    test = load(config.prepared, "test")
+    chosen = np.sort(np.random.default_rng(options.seed).permutation(len(test.truth))[: options.frames])
+    truth, observation = test.truth[chosen], test.observation[chosen]
+    quantized = ((observation - truth) ** 2).mean(axis=1)
+
+    rows: list[dict[str, Any]] = []
+
+    def add(key: dict[str, Any], errors: NDArray) -> None:
+        mse = errors.astype(np.float64).mean(axis=1)
+        rows.extend({**key, "l_inference": int(l), "mse": value} for l, value in zip(grid, mse.tolist(), strict=True))
+
+    blank = dict.fromkeys(("primal_mask", "l_training", "seed", "b"))
+    add({"backprop": "none", **blank}, np.broadcast_to(quantized, (len(grid), len(quantized))))
+    keys = [{"backprop": "dct", **blank}, *(cell_key(record) for _, record in cells)]
+    candidates = [("dct", dct_operator(*shape).numpy()), *operators]
+    for number, (key, (name, operator)) in enumerate(zip(keys, candidates, strict=True), start=1):
+        start = time.perf_counter()
+        errors = frame_errors(config, name, operator, truth, observation, grid, chosen)
+        add(key, errors)
+        log.info(
+            "%d of %d  %s  test MSE %.4e after %d iterations  %.1f s",
+            number, len(candidates), name, rows[-1]["mse"], grid[-1], time.perf_counter() - start,
+        )  # fmt: skip
+
+    write_table(config.outputs / "evaluation.csv", rows)
+    write_table(config.outputs / "training.csv", [{**cell_key(record), **record["results"]} for _, record in cells])
+    write_json(config.outputs / "metrics.json", metrics(rows, grid[-1]))
+    log.info("%d frames, %d numbers of iterations: %s", len(chosen), len(grid), config.outputs / "evaluation.csv")
+
+
+def finished_cells(runs: Path, wanted: dict[str, Any], name: str) -> list[tuple[Path, dict[str, Any]]]:
+    """Folder and record of each finished training in `runs`, in the order of the tables.
+
+    `wanted` is the identity of a training with the present settings; the cells may differ in backprop, L and seed
+    only, so that one table never mixes protocols. Raises `InputError` naming the cell that does.
+    """
+    from pdunroll.cell import RECORD
+    from pdunroll.runs import read_json
+
+    command = f"python -m pdunroll.train -m experiment={name}"
+    cells = []
+    for path in sorted(runs.glob(f"*/{RECORD}")):
+        record = read_json(path)
+        if record["status"] != "finished":
+            log.warning("%s is not finished and is left out; `%s` goes on with it", path.parent, command)
+            continue
+        own, common = record["settings"], wanted["settings"]
+        expected = {
+            **common,
+            "seed": own["seed"],
+            "backprop": own["backprop"],
+            "network": {**common["network"], "iterations": own["network"]["iterations"]},
+        }
+        for what, ours, theirs in (
+            ("settings", expected, own),
+            ("data", wanted["data"], record["data"]),
+            ("training code", wanted["code"], record["code"]),
+        ):
+            if ours != theirs:
+                raise InputError(f"{path.parent} was trained with other {what}; run `{command}` again, or remove it")
+        cells.append((path.parent, record))
+    if not cells:
+        raise InputError(f"{runs} holds no finished training; run `{command}` first")
+    return sorted(cells, key=lambda cell: [str(v).rjust(9) for v in cell_key(cell[1]).values()])
+
+
+def cell_key(record: dict[str, Any]) -> dict[str, Any]:
+    """The columns that name a training in the tables."""
+    own = record["settings"]
+    return {
+        "backprop": own["backprop"]["name"],
+        "primal_mask": own["backprop"]["primal_mask"],
+        "l_training": own["network"]["iterations"],
+        "seed": own["seed"],
+        "b": own["backprop"].get("iterations"),
+    }
+
+
+def frame_errors(
+    config: Config,
+    name: str,
+    operator: NDArray,
+    truth: NDArray,
+    observation: NDArray,
+    grid: NDArray,
+    chosen: Sequence[int],
+) -> NDArray[np.float32]:
+    """Errors (len(grid), frames) of one operator; from outputs/<name>/errors/ if they are there already."""
+    import hashlib
+
+    import numpy as np
+    import torch
+
+    from pdunroll.chambolle_pock import chambolle_pock
+    from pdunroll.inference import error_curve
+    from pdunroll.quantizer import radius
+    from pdunroll.runs import atomic, digest, source_digest
+
+    parts = {"operator": operator, "truth": truth, "observation": observation, "grid": grid}
+    identity = digest(
+        {
+            **{part: hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest() for part, array in parts.items()},
+            "step_ratio": config.network.step_ratio,
+            "extrapolation": config.network.extrapolation,
+            "code": source_digest(CODE),
+        }
+    )
+    path = config.outputs / "errors" / f"{name}.npz"
+    if path.is_file():
+        try:
+            with np.load(path) as stored:
+                if stored["identity"].item() == identity:
+                    return stored["errors"]
+        except (OSError, ValueError, KeyError):
+            log.warning("%s is damaged and is made again", path)
+
+    torch.set_num_threads(config.evaluation.threads or torch.get_num_threads())
+    device = "cuda" if config.trainer.accelerator == "gpu" else "cpu"
+    tensors = [torch.from_numpy(array).to(device) for array in (operator, truth, observation)]
+    algorithm = chambolle_pock(
+        tensors[0],
+        radius=radius(config.data.bits),
+        step_ratio=config.network.step_ratio,
+        extrapolation=config.network.extrapolation,
+    )
+    errors = error_curve(algorithm, *tensors, grid.tolist(), config.evaluation.batch_size)
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, errors=errors, grid=grid, frames=chosen, identity=identity)
+    return errors
+
+
+def metrics(rows: list[dict[str, Any]], last: int) -> dict[str, Any]:
+    """Test MSE of each operator: classical (after L_training iterations) and optimality (after the last)."""
+    result: dict[str, Any] = {}
+    for row in rows:
+        if row["backprop"] in ("none", "dct"):
+            if row["l_inference"] == last:
+                result[{"none": "quantized", "dct": "dct"}[row["backprop"]]] = row["mse"]
+            continue
+        kinds = {row["l_training"]: "classical", last: "optimality"}
+        if (kind := kinds.get(row["l_inference"])) is not None:
+            cell = f"{row['backprop']}{row['b'] or ''}-{row['primal_mask']}-L{row['l_training']}-seed{row['seed']}"
+            result.setdefault(cell, {})[kind] = row["mse"]
+    return result
+
+
+if __name__ == "__main__":
+    run(main)
