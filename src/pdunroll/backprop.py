@@ -8,6 +8,7 @@ same L iterations of Algorithm 1 for all of them; a new mode of backpropagation 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import deque
 from dataclasses import dataclass
 from itertools import islice, repeat
 
@@ -109,8 +110,7 @@ class Truncated(Backprop):
         require_integer("backprop.iterations (b)", self.iterations, 1)
 
     def forward(self, algorithm, operator, observation, iterations):
-        for iterate in islice(algorithm.iterates(operator, observation), iterations):
-            pass
+        (iterate,) = deque(islice(algorithm.iterates(operator, observation), iterations), maxlen=1)  # the last one
         return iterate.primal, (iterate.primal, iterate.dual, *self.masks(algorithm, iterate, observation))
 
     def gradient(self, algorithm, operator, kept, iterations, grad):

@@ -1,9 +1,9 @@
 """The folder of one training, and whether what is in it still holds.
 
-    run.json       what made it: status, digest, settings, data, code, results; written last
-    operator.npy   the K with the best validation error, (m, n) float32
-    training.csv   one row a validation
-    last.ckpt      where to go on
+run.json       what made it: status, digest, settings, data, code, results; written last
+operator.npy   the K with the best validation error, (m, n) float32
+training.csv   one row a validation
+last.ckpt      where to go on
 """
 
 from __future__ import annotations

@@ -111,7 +111,7 @@ class Evaluation:
     points: int = 100  # at least so many numbers of iterations, log-spaced
     frames: int | None = 1024  # test frames, drawn with the seed; all if null
     seed: int = 0
-    batch_size: int = 256  # frames at a time
+    batch_size: int = 512  # frames at a time
     threads: int | None = None  # all cores if null
 
     def __post_init__(self) -> None:

@@ -159,7 +159,9 @@ def frame_errors(
     parts = {"operator": operator, "truth": truth, "observation": observation, "grid": grid}
     identity = digest(
         {
-            **{part: hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest() for part, array in parts.items()},
+            **{
+                part: hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest() for part, array in parts.items()
+            },
             "step_ratio": config.network.step_ratio,
             "extrapolation": config.network.extrapolation,
             "code": source_digest(CODE),

@@ -1,11 +1,13 @@
-"""The paper's Figures 3 and 4 and a table of results, from the tables alone.  python -m pdunroll.figures [experiment=...]
+"""The paper's Figures 3 and 4 and a short table of results.  python -m pdunroll.figures [experiment=...]
 
-Reads outputs/<name>/evaluation.csv and training.csv; writes outputs/<name>/figures/{regimes,interpretability}.{png,svg}.
+Reads evaluation.csv and training.csv in outputs/<name>/, nothing else; writes regimes.{png,svg} and
+interpretability.{png,svg} to outputs/<name>/figures/.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -180,7 +182,7 @@ def lines_without_training(ax: Axes, evaluation: list[Row], last: int) -> None:
 def mark_regimes(ax: Axes, depths: list[int], borders: list[float]) -> None:
     """Vertical lines between the regimes and their numbers above, on an axis of categories."""
     edges = [-0.5, *(sum(depth < border for depth in depths) - 0.5 for border in borders), len(depths) - 0.5]
-    for number, (left, right) in enumerate(zip(edges, edges[1:], strict=False), start=1):
+    for number, (left, right) in enumerate(pairwise(edges), start=1):
         if right > left:
             ax.text((left + right) / 2, 1.01, f"regime {number}", transform=ax.get_xaxis_transform(), ha="center")
         if -0.5 < left < len(depths) - 0.5:
@@ -196,7 +198,9 @@ def interpretability(evaluation: list[Row], l_training: list[int] | None) -> Fig
     depths = sorted({row["l_training"] for row in rows})
     if l_training is not None:
         if not (shown := [depth for depth in depths if depth in l_training]):
-            raise InputError(f"figures.l_training={l_training} has none of the trained L, {depths}; set it to some of them")
+            raise InputError(
+                f"figures.l_training={l_training} has none of the trained L, {depths}; set it to some of them"
+            )
         depths = shown
     names = masks(evaluation)
     figure, axes = plt.subplots(

@@ -99,7 +99,9 @@ def prepare(recordings: Iterable[Recording], folder: Path, *, frame_length: int,
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a prepared folder; raises `InputError` that says how to make one if it is missing."""
     if not (folder / MANIFEST).is_file():
-        raise InputError(f"{folder / MANIFEST} is missing; run `python -m pdunroll.prepare` with the same settings first")
+        raise InputError(
+            f"{folder / MANIFEST} is missing; run `python -m pdunroll.prepare` with the same settings first"
+        )
     return read_json(folder / MANIFEST)
 
 

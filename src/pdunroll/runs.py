@@ -82,9 +82,7 @@ def source_digest(modules: Sequence[str]) -> str:
     for module in modules:
         tree = ast.parse((Path(__file__).parent / f"{module}.py").read_text())
         for node in ast.walk(tree):
-            body = getattr(node, "body", None)
-            if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
-                if isinstance(body[0].value, ast.Constant) and isinstance(body[0].value.value, str):
-                    del body[0]
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+                del node.body[0]
         programs.append(ast.dump(tree))
     return digest(programs)

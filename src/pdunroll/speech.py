@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,7 +48,7 @@ class Synthetic:
     voices: dict[str, list[str]]  # split -> espeak voices
     seed: int = 0
 
-    SHARES = {"train": 0.70, "validation": 0.15, "test": 0.15}
+    SHARES: ClassVar = {"train": 0.70, "validation": 0.15, "test": 0.15}
 
     def recordings(self) -> Iterator[Recording]:
         import librosa
@@ -85,15 +85,19 @@ class IEEE:
     root: str | None
     url: str
 
-    FOLDERS = {"train_data": "train", "dev_data": "validation", "test_data": "test"}
+    FOLDERS: ClassVar = {"train_data": "train", "dev_data": "validation", "test_data": "test"}
 
     def recordings(self) -> Iterator[Recording]:
-        sums = dict(line.split()[::-1] for line in (resources.files("pdunroll") / "ieee.sha256").read_text().splitlines())
+        sums = dict(
+            line.split()[::-1] for line in (resources.files("pdunroll") / "ieee.sha256").read_text().splitlines()
+        )
         folder = self._downloaded(sums) if self.root is None else existing_folder("data.root", self.root)
         for name, expected in sums.items():
             path = folder / name
             if not path.is_file():
-                raise InputError(f"{path} is missing; data.root must hold the IEEE corpus (train_data, dev_data, test_data)")
+                raise InputError(
+                    f"{path} is missing; data.root must hold the IEEE corpus (train_data, dev_data, test_data)"
+                )
             if hashlib.sha256(path.read_bytes()).hexdigest() != expected:
                 raise InputError(f"{path} differs from the IEEE corpus (SHA-256); replace it by the published file")
         for name in sums:
@@ -135,7 +139,9 @@ class Folder:
     validation_share: float = 0.15
     test_share: float = 0.15
     seed: int = 0
-    suffixes: list[str] = field(default_factory=lambda: ["wav", "flac", "ogg", "opus", "mp3", "aiff", "aif", "au", "m4a"])
+    suffixes: list[str] = field(
+        default_factory=lambda: ["wav", "flac", "ogg", "opus", "mp3", "aiff", "aif", "au", "m4a"]
+    )
 
     def recordings(self) -> Iterator[Recording]:
         folder = existing_folder("data.root", self.root)

@@ -28,7 +28,9 @@ def tracked(
     import wandb
 
     if tracking.mode == "online" and not (os.environ.get("WANDB_API_KEY") or wandb.api.api_key):
-        raise InputError("tracking=online needs a login: run `wandb login` or set WANDB_API_KEY, or use tracking=offline")
+        raise InputError(
+            "tracking=online needs a login: run `wandb login` or set WANDB_API_KEY, or use tracking=offline"
+        )
     with wandb.init(
         mode=tracking.mode,
         project=tracking.project,

@@ -91,7 +91,9 @@ class UnrolledTraining(pl.LightningModule):
     best_mse: Tensor
     best_step: Tensor
 
-    def __init__(self, network: UnrolledNetwork, optimization: Optimization, total_steps: int, total_frames: int) -> None:
+    def __init__(
+        self, network: UnrolledNetwork, optimization: Optimization, total_steps: int, total_frames: int
+    ) -> None:
         super().__init__()
         self.network, self.optimization = network, optimization
         self.decay = total_steps if optimization.decay_counts == "steps" else total_frames
@@ -116,13 +118,12 @@ class UnrolledTraining(pl.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
         truth, observation = batch
-        loss = 0.5 * (self.network(observation) - truth).square().sum()
-        value = loss.item()
-        if not math.isfinite(value):
-            raise InputError(
-                f"training diverged at step {self.global_step} (loss {value}); lower optimization.learning_rate, "
-                f"which is {self.optimization.learning_rate:g}"
-            )
+        try:
+            loss = 0.5 * (self.network(observation) - truth).square().sum()
+        except InputError as error:  # K has overflowed
+            raise self._diverged(str(error)) from None
+        if not math.isfinite(value := loss.item()):
+            raise self._diverged(f"loss {value}")
         self.loss_sum += value
         self.samples += truth.numel()
         return loss
@@ -130,12 +131,15 @@ class UnrolledTraining(pl.LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         norm = float(self.network.operator.grad.norm())
         if not math.isfinite(norm):
-            raise InputError(
-                f"training diverged at step {self.global_step} (gradient norm {norm}); lower "
-                f"optimization.learning_rate, which is {self.optimization.learning_rate:g}"
-            )
+            raise self._diverged(f"gradient norm {norm}")
         self.gradient_norms += norm
         self.steps += 1
+
+    def _diverged(self, symptom: str) -> InputError:
+        return InputError(
+            f"training diverged at step {self.global_step} ({symptom}); lower optimization.learning_rate, "
+            f"which is {self.optimization.learning_rate:g}"
+        )
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
         truth, observation = batch
@@ -214,6 +218,7 @@ def fit(
     total_steps = optimization.epochs * data.steps_per_pass
     module = UnrolledTraining(network, optimization, total_steps, optimization.epochs * data.frames_per_pass)
     history = History(folder / HISTORY, title, total_steps)
+    resume = folder / CHECKPOINT
     checkpoint = ModelCheckpoint(
         folder, filename=Path(CHECKPOINT).stem, enable_version_counter=False, save_on_train_epoch_end=True
     )
@@ -222,7 +227,7 @@ def fit(
         devices=1,
         max_epochs=optimization.epochs * data.validations_per_pass,
         reload_dataloaders_every_n_epochs=1,
-        num_sanity_val_steps=-1,  # validation before the first step
+        num_sanity_val_steps=0 if resume.is_file() else -1,  # validation before the first step
         callbacks=[history, checkpoint],
         logger=loggers or False,
         enable_progress_bar=False,
@@ -230,7 +235,6 @@ def fit(
         log_every_n_steps=1,
         default_root_dir=folder,
     )
-    resume = folder / CHECKPOINT
     with warnings.catch_warnings():  # nothing in these is for the reader of our log
         warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
         warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.. is deprecated")

@@ -1,0 +1,332 @@
+"""The chain by the command line: what it writes, what it skips, what it refuses."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import shutil
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+import pdunroll
+from conftest import command
+from pdunroll.frames import load
+
+ROOT = Path(__file__).parents[1]
+CELLS = [f"{mode}-active_set-L{depth}-seed0" for mode in ("full", "truncated30") for depth in (3, 10)]
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def folder(smoke, tmp_path) -> Path:
+    """A copy of the finished smoke chain, to be changed."""
+    shutil.copytree(smoke, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+# ---------------------------------------------------------------- what comes out
+
+
+def test_prepare_prints_what_it_made(smoke):
+    manifest = json.loads((smoke / "outputs/smoke/prepared/manifest.json").read_text())
+    printed = (smoke / "prepare.out").read_text()
+    for split, content in manifest["splits"].items():
+        (line,) = [line for line in printed.splitlines() if line.startswith(split)]
+        for value in (content["frames"], f"{content['quantized_mse']:.3e}", f"{content['quantized_snr_db']:.2f} dB"):
+            assert str(value) in line
+
+
+def test_cells(smoke):
+    assert sorted(path.name for path in (smoke / "multirun/smoke").iterdir() if path.is_dir()) == sorted(CELLS)
+    for cell in CELLS:
+        folder = smoke / "multirun/smoke" / cell
+        record = json.loads((folder / "run.json").read_text())
+        history = table(folder / "training.csv")
+        assert record["status"] == "finished"
+        assert [row["step"] for row in history] == ["0", "8", "16"]
+        assert record["results"]["validation_mse"] == min(float(row["validation_mse"]) for row in history)
+        assert np.load(folder / "operator.npy").shape == (64, 64)
+        assert len(list((folder / "wandb").glob("offline-run-*/*.wandb"))) == 1
+
+
+def test_evaluation_table_against_a_direct_computation(smoke):
+    rows = table(smoke / "outputs/smoke/evaluation.csv")
+    assert list(rows[0])[:4] == ["backprop", "primal_mask", "l_training", "seed"]
+    assert {"l_inference", "mse"} <= set(rows[0])
+    curves = defaultdict(dict)
+    for row in rows:
+        curves[row["backprop"], row["l_training"]][int(row["l_inference"])] = float(row["mse"])
+    assert set(curves) == {(m, l) for m in ("full", "truncated") for l in ("3", "10")} | {("dct", ""), ("none", "")}
+    assert all(sorted(curve) == list(range(1, 31)) for curve in curves.values())
+
+    test = load(smoke / "outputs/smoke/prepared", "test")
+    chosen = np.random.default_rng(0).permutation(len(test.truth))[:64]
+    torch = pytest.importorskip("torch")
+    y, x = (torch.from_numpy(array[chosen]).double() for array in (test.truth, test.observation))
+    operators = {("dct", ""): pdunroll.dct_operator(64, 64)}
+    for mode, label in (("full", "full"), ("truncated", "truncated30")):
+        path = smoke / f"multirun/smoke/{label}-active_set-L10-seed0/operator.npy"
+        operators[mode, "10"] = torch.from_numpy(np.load(path))
+    for key, operator in operators.items():
+        for count in (1, 10, 30):
+            restored = pdunroll.unroll(operator.double(), x, radius=1 / 16, iterations=count)
+            assert curves[key][count] == pytest.approx(float((restored - y).square().mean()), rel=1e-4)
+    for count in (1, 30):
+        assert curves["none", ""][count] == pytest.approx(float((x - y).square().mean()), rel=1e-6)
+
+
+def test_metrics_and_training_tables_agree_with_their_sources(smoke):
+    metrics = json.loads((smoke / "outputs/smoke/metrics.json").read_text())
+    assert set(metrics) == {"quantized", "dct", *CELLS}
+    rows = table(smoke / "outputs/smoke/evaluation.csv")
+    (row,) = [
+        row for row in rows if (row["backprop"], row["l_training"], row["l_inference"]) == ("truncated", "3", "3")
+    ]
+    assert metrics["truncated30-active_set-L3-seed0"]["classical"] == float(row["mse"])
+    times = table(smoke / "outputs/smoke/training.csv")
+    assert [(row["backprop"], row["l_training"]) for row in times] == [
+        ("full", "3"), ("full", "10"), ("truncated", "3"), ("truncated", "10"),
+    ]  # fmt: skip
+    for row in times:
+        assert 0 < float(row["seconds_per_epoch"]) == pytest.approx(float(row["seconds"]) / 2)
+        assert row["steps"] == "16"
+
+
+def test_figures_and_summary(smoke):
+    for name in ("regimes", "interpretability"):
+        assert (smoke / f"outputs/smoke/figures/{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert "<svg" in (smoke / f"outputs/smoke/figures/{name}.svg").read_text()
+    printed = (smoke / "figures.out").read_text()
+    assert printed.count("active_set") == 4
+    assert "outputs/smoke/figures/regimes.png" in printed
+
+
+def test_grid_is_log_spaced_and_contains_the_depths():
+    from pdunroll.inference import log_grid
+
+    for iterations, points in ((100_000, 100), (3000, 100), (3000, 250)):
+        grid = log_grid(iterations, points, [37, 700])
+        assert len(grid) >= points and grid[0] == 1 and grid[-1] == iterations
+        assert {37, 700} <= set(grid.tolist())
+        assert (np.diff(grid) > 0).all()
+    assert log_grid(5, 100).tolist() == [1, 2, 3, 4, 5]
+
+
+def test_code_that_makes_results_is_in_the_digest():
+    from pdunroll import cell, evaluate
+    from test_layers import imports
+
+    found = imports()
+
+    def needed(module: str) -> set[str]:
+        direct = {name.removeprefix("pdunroll.") for name in found[module] if name.startswith("pdunroll.")}
+        return direct.union(*(needed(other) for other in direct)) if direct else set()
+
+    storage = {"errors", "runs", "config", "speech", "espeak"}  # what these do shows in settings and data
+    assert set(cell.CODE) == ({"training"} | needed("training")) - storage
+    assert set(evaluate.CODE) == ({"inference", "frames"} | needed("inference") | needed("frames")) - storage
+
+
+# ---------------------------------------------------------------- again, after changes
+
+
+def sweep(folder: Path, *arguments: str) -> tuple[set[str], set[str]]:
+    """Run the smoke sweep once more; the names of the cells that were trained and of those that were skipped."""
+    done = command("train", "-m", "experiment=smoke", "tracking=off", *arguments, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    output = done.stdout + done.stderr
+    trained = {cell for cell in CELLS if f"{cell}  step 16" in output}
+    skipped = {cell for cell in CELLS if f"{cell} is finished" in output}
+    return trained, skipped
+
+
+def test_finished_cells_are_skipped_and_changed_ones_trained(folder):
+    before = {cell: (folder / "multirun/smoke" / cell / "operator.npy").read_bytes() for cell in CELLS}
+    shutil.rmtree(folder / "multirun/smoke" / CELLS[0])
+    (folder / "multirun/smoke" / CELLS[1] / "operator.npy").unlink()
+    # the second goes on from its checkpoint, at which nothing is left to do
+    assert sweep(folder) == (set(CELLS[:1]), set(CELLS[2:]))
+    after = {cell: (folder / "multirun/smoke" / cell / "operator.npy").read_bytes() for cell in CELLS}
+    assert before == after
+    assert sweep(folder, "optimization.learning_rate=2e-4") == (set(CELLS), set())
+    changed = {cell: (folder / "multirun/smoke" / cell / "operator.npy").read_bytes() for cell in CELLS}
+    assert before != changed
+
+
+def test_changed_data_trains_again(folder):
+    assert command("prepare", "experiment=smoke", "data.bits=3", cwd=folder).returncode == 0
+    assert sweep(folder, "data.bits=3") == (set(CELLS), set())
+
+
+def test_evaluation_reuses_what_it_has(folder, call):
+    first = (folder / "outputs/smoke/evaluation.csv").read_bytes()
+    path = folder / "outputs/smoke/errors" / f"{CELLS[0]}.npz"
+    written, damaged = path.stat().st_mtime_ns, folder / "outputs/smoke/errors" / f"{CELLS[1]}.npz"
+    damaged.write_bytes(b"damaged")
+    assert call("evaluate", "experiment=smoke").status == 0
+    assert (folder / "outputs/smoke/evaluation.csv").read_bytes() == first
+    assert path.stat().st_mtime_ns == written
+    assert np.load(damaged)["errors"].shape == (30, 64)
+    assert call("evaluate", "experiment=smoke", "evaluation.frames=null").status == 0
+    assert len(np.load(path)["frames"]) == len(load(folder / "outputs/smoke/prepared", "test").truth)
+
+
+def test_dvc_runs_the_chain_once_and_then_what_changed(tmp_path):
+    names = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    for name in names:
+        if (ROOT / name).is_file() and not name.startswith("tests/") and name != "dvc.lock":
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, tmp_path / name)
+    chain = tmp_path / "conf/chain.yaml"
+    chain.write_text(chain.read_text().replace("experiment: demo", "experiment: smoke"))
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+
+    def repro() -> tuple[list[str], str]:
+        environment = {
+            "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
+            "PYTHONPATH": str(tmp_path / "src"),
+            "HOME": str(tmp_path),
+        }
+        done = subprocess.run(
+            [sys.executable, "-m", "dvc", "repro"],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        lines = done.stdout.splitlines()
+        return [line.split("'")[1].split("@")[0] for line in lines if line.startswith("Running stage")], done.stdout
+
+    stages = ["settings", "prepare", "sweep", "evaluate", "figures"]
+    ran, output = repro()
+    assert ran == stages
+    assert "truncated (b = 30)" in output
+    assert repro()[0] == []
+    preset = tmp_path / "conf/experiment/smoke.yaml"
+    content = preset.read_text()
+    preset.write_text(content.replace("\n  frames: 64", "\n  frames: 63"))
+    assert repro()[0] == ["settings", "evaluate", "figures"]
+    preset.write_text(content.replace("\n  frames: 64", "\n  frames: 63") + "# a comment\n")
+    assert repro()[0] == ["settings"]
+    settings = yaml.safe_load((tmp_path / "outputs/smoke/settings.yaml").read_text())
+    assert settings["evaluation"]["frames"] == 63
+
+
+# ---------------------------------------------------------------- bad input
+
+
+def refused(outcome, *named: str) -> None:
+    """Status 2 and one line that says what it is about."""
+    assert outcome.status == 2
+    lines = [line for line in outcome.err.splitlines() if line.startswith("pdunroll: ")]
+    assert len(lines) == 1 and "Traceback" not in outcome.err, outcome.err
+    for text in named:
+        assert text in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["backprop=fast"], ["backprop/fast", "full", "truncated"]),
+        (["experiment=large"], ["experiment/large", "demo"]),
+        (["sweep=regime9"], ["sweep/regime9"]),
+        (["data=radio"], ["data/radio"]),
+        (["network.iterations=0"], ["network.iterations"]),
+        (["network.iterations=ten"], ["network.iterations"]),
+        (["backprop=truncated", "backprop.iterations=0"], ["backprop.iterations"]),
+        (["backprop.primal_mask=mine"], ["primal_mask", "active_set", "released"]),
+        (["data.bits=0"], ["data.bits"]),
+        (["data.bits=33"], ["data.bits"]),
+        (["optimization.learning_rate=-1e-4"], ["optimization.learning_rate"]),
+        (["optimization.learning_rates=1"], ["learning_rates"]),
+    ],
+)
+def test_bad_settings_are_refused(call, tmp_path, arguments, named):
+    refused(call("train", *arguments), *named)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".log"]
+
+
+def test_bad_settings_in_a_sweep_are_refused(tmp_path):
+    done = command("train", "-m", "experiment=smoke", "network.iterations=0,3", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "pdunroll: network.iterations (L) must be an integer at least 1, got 0" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "makes"),
+    [("train", "pdunroll.prepare"), ("evaluate", "pdunroll.prepare"), ("figures", "pdunroll.evaluate")],
+)
+def test_stages_out_of_order_say_what_to_run(call, name, makes):
+    refused(call(name, "experiment=smoke"), makes)
+
+
+def test_evaluation_before_training(folder, call):
+    shutil.rmtree(folder / "multirun")
+    refused(call("evaluate", "experiment=smoke"), "multirun/smoke", "pdunroll.train -m experiment=smoke")
+
+
+def test_data_that_is_not_there(call, tmp_path):
+    refused(call("prepare", "data=folder"), "data.root")
+    refused(call("prepare", "data=folder", "data.root=nowhere"), "data.root", "nowhere")
+    (tmp_path / "empty").mkdir()
+    refused(call("prepare", "data=folder", "data.root=empty"), "empty")
+    refused(call("prepare", "data=ieee", "data.root=empty"), "dev_data/S_01_09_16k.wav")
+    assert not (tmp_path / "outputs/demo/prepared").exists()
+
+
+def test_data_of_other_settings(folder, call):
+    refused(call("train", "experiment=smoke", "data.bits=5"), "data.bits=4", "not 5")
+
+
+def test_operator_of_another_shape_or_damaged(folder, call):
+    path = folder / "multirun/smoke" / CELLS[0] / "operator.npy"
+    np.save(path, np.eye(5, dtype=np.float32))
+    refused(call("evaluate", "experiment=smoke"), f"{CELLS[0]}/operator.npy", "(5, 5)", "(64, 64)")
+    path.write_bytes(b"")
+    refused(call("evaluate", "experiment=smoke"), f"{CELLS[0]}/operator.npy")
+    np.save(path, np.array([{}]), allow_pickle=True)
+    refused(call("evaluate", "experiment=smoke"), f"{CELLS[0]}/operator.npy")
+    (path.parent / "run.json").write_text("{")
+    refused(call("evaluate", "experiment=smoke"), f"{CELLS[0]}/run.json")
+
+
+def test_evaluation_refuses_to_mix_protocols(folder, call):
+    refused(call("evaluate", "experiment=smoke", "optimization.learning_rate=1"), CELLS[0].split("-")[0], "settings")
+    refused(call("evaluate", "experiment=smoke", "evaluation.iterations=9"), "evaluation.iterations", "10")
+
+
+def test_online_tracking_needs_a_login(folder, call, monkeypatch):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.setenv("NETRC", str(folder / "netrc"))
+    refused(call("train", "experiment=smoke", "tracking=online", "seed=9"), "wandb login")
+
+
+def test_unfinished_cells_are_left_out_with_a_warning(folder, call):
+    path = folder / "multirun/smoke" / CELLS[0] / "run.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "status": "training"}))
+    outcome = call("evaluate", "experiment=smoke")
+    assert outcome.status == 0
+    assert f"{CELLS[0]} is not finished" in outcome.out + outcome.err
+    assert CELLS[0] not in json.loads((folder / "outputs/smoke/metrics.json").read_text())
+    assert math.isfinite(float(table(folder / "outputs/smoke/evaluation.csv")[0]["mse"]))

@@ -1,0 +1,196 @@
+"""Training: schedule, order of the data, best K, divergence, and going on after a kill."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pdunroll import Full, InputError, Truncated, quantize, unroll
+from pdunroll.config import Optimization
+from pdunroll.frames import Frames
+from pdunroll.network import UnrolledNetwork
+from pdunroll.training import FrameData, draw, fit
+
+N, BITS = 16, 3
+
+
+def frames(count: int, seed: int) -> Frames:
+    """Smooth signals: sums of two of the same few sinusoids."""
+    generator = np.random.default_rng(seed)
+    time_axis = np.arange(N) / N
+    tones = np.sin(2 * np.pi * (np.array([1.3, 2.1, 3.7])[:, None] * time_axis + 0.2))
+    truth = (generator.uniform(-0.4, 0.4, (count, 3)) @ tones).clip(-1, 1).astype(np.float32)
+    return Frames(truth, quantize(truth, BITS), np.zeros(count, dtype=np.int64))
+
+
+def network(backprop=None, rows: int = N) -> UnrolledNetwork:
+    return UnrolledNetwork(
+        rows=rows, frame_length=N, radius=2.0**-BITS, iterations=4, backprop=backprop or Full(primal_mask="released")
+    )
+
+
+def options(**changes) -> Optimization:
+    defaults = {"learning_rate": 1e-3, "epochs": 2, "batch_size": 8, "validation_frames": 20}
+    return Optimization(**{**defaults, **changes})
+
+
+def trained(folder: Path, optimization: Optimization, net: UnrolledNetwork | None = None, seed: int = 0):
+    data = FrameData(frames(52, 0), frames(30, 1), optimization, seed)
+    return fit(net or network(), data, optimization, folder, title="test")
+
+
+def test_equals_a_bare_loop(tmp_path):
+    optimization = options(validations_per_epoch=3)
+    module, _ = trained(tmp_path, optimization)
+
+    train, operator = frames(52, 0), torch.nn.Parameter(network().operator.detach().clone())
+    y, x = torch.from_numpy(train.truth), torch.from_numpy(train.observation)
+    adam = torch.optim.Adam([operator], lr=1e-3)
+    step, total = 0, 2 * math.ceil(52 / 8)
+    for number in range(2):
+        for chunk in draw(52, None, seed=number).split(8):
+            adam.param_groups[0]["lr"] = 1e-3 + (1e-8 - 1e-3) * step / total
+            adam.zero_grad()
+            y_hat = unroll(operator, x[chunk], radius=2.0**-BITS, iterations=4, backprop=Full(primal_mask="released"))
+            (0.5 * (y_hat - y[chunk]).square().sum()).backward()
+            adam.step()
+            step += 1
+    assert module.global_step == total == step
+    torch.testing.assert_close(module.network.operator, operator, rtol=1e-6, atol=1e-7)
+
+
+def test_rate_falls_by_steps_or_as_the_released_code_by_frames(tmp_path):
+    for counts, steps_until_final in (("steps", 14), ("frames", 104)):
+        module, history = trained(tmp_path / counts, options(decay_counts=counts))
+        assert module.decay == steps_until_final
+        expected = 1e-3 + (1e-8 - 1e-3) * 14 / steps_until_final
+        assert history.rows[-1]["learning_rate"] == pytest.approx(expected, rel=1e-9)
+
+
+def test_history_has_a_row_before_the_first_step_and_one_each_validation(tmp_path):
+    module, history = trained(tmp_path, options(validations_per_epoch=2))
+    assert [row["step"] for row in history.rows] == [0, 3, 7, 10, 14]
+    assert history.rows[0]["seconds"] == 0 and math.isnan(history.rows[0]["train_mse"])
+    seconds = [row["seconds"] for row in history.rows]
+    assert seconds == sorted(seconds) and seconds[-1] > 0
+    with (tmp_path / "training.csv").open() as file:
+        assert [int(row["step"]) for row in csv.DictReader(file)] == [0, 3, 7, 10, 14]
+    y, x = module.trainer.datamodule.validation.truth, module.trainer.datamodule.validation.observation
+    chosen = draw(30, 20, seed=0)
+    start = unroll(network().operator.detach(), x[chosen], radius=2.0**-BITS, iterations=4)
+    assert history.rows[0]["validation_mse"] == pytest.approx(float((start - y[chosen]).square().mean()), rel=1e-6)
+
+
+def test_times_leave_validation_out(tmp_path, monkeypatch):
+    from pdunroll.training import UnrolledTraining
+
+    original = UnrolledTraining.validation_step
+
+    def slow(self, batch, batch_index):
+        time.sleep(0.5)
+        original(self, batch, batch_index)
+
+    monkeypatch.setattr(UnrolledTraining, "validation_step", slow)
+    _, history = trained(tmp_path, options())
+    assert history.seconds < 0.5
+
+
+def test_keeps_the_best_operator_not_the_last(tmp_path):
+    module, history = trained(tmp_path, options(learning_rate=0.3, final_learning_rate=0.3, epochs=1))
+    errors = [row["validation_mse"] for row in history.rows]
+    best = int(np.argmin(errors))
+    assert best != len(errors) - 1, "the rate is meant to be too high"
+    assert module.best_mse.item() == errors[best]
+    assert module.best_step.item() == history.rows[best]["step"]
+    assert best == 0
+    torch.testing.assert_close(module.best_operator, network().operator.detach())
+
+
+@pytest.mark.parametrize("symptom", ["gradient norm nan", "not finite"])
+def test_divergence_is_one_line(tmp_path, symptom):
+    class Broken(Full):
+        def gradient(self, algorithm, operator, kept, iterations, grad):
+            if symptom == "not finite":
+                operator.data[0, 0] = math.inf
+                return torch.zeros_like(operator)
+            return torch.full_like(operator, math.nan)
+
+    with pytest.raises(InputError, match=rf"diverged at step \d+ .*{symptom}.*optimization\.learning_rate"):
+        trained(tmp_path, options(), network(Broken()))
+
+
+def test_learns_with_every_mode_and_shape(tmp_path):
+    for number, (backprop, rows) in enumerate(
+        [
+            (Full(primal_mask="released"), N),
+            (Truncated(primal_mask="released", iterations=4), N),
+            (Full(primal_mask="released"), N - 4),
+            (Full(primal_mask="released"), N + 4),
+        ]
+    ):
+        module, history = trained(tmp_path / str(number), options(epochs=40), network(backprop, rows))
+        assert module.best_operator.shape == (rows, N)
+        assert module.best_mse.item() < 0.98 * history.rows[0]["validation_mse"]
+
+
+def test_order_depends_on_seed_and_pass_only(tmp_path):
+    first, _ = trained(tmp_path / "a", options(train_frames=24))
+    again, _ = trained(tmp_path / "b", options(train_frames=24))
+    other, _ = trained(tmp_path / "c", options(train_frames=24), seed=1)
+    assert torch.equal(first.network.operator, again.network.operator)
+    assert not torch.equal(first.network.operator, other.network.operator)
+    assert first.global_step == 6
+    assert not torch.equal(draw(52, None, seed=0), draw(52, None, seed=1))
+
+
+ARGUMENTS = (
+    "experiment=smoke", "backprop=truncated", "network.iterations=40", "tracking=off", "seed=3",
+    "optimization.epochs=30", "optimization.train_frames=512", "optimization.validations_per_epoch=4",
+)  # fmt: skip
+
+
+def start(folder: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-u", "-m", "pdunroll.train", *ARGUMENTS],
+        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def test_a_killed_training_goes_on_bit_for_bit(smoke, tmp_path):
+    cells = {}
+    for name in ("undisturbed", "killed"):
+        folder = tmp_path / name
+        shutil.copytree(smoke / "outputs/smoke/prepared", folder / "outputs/smoke/prepared")
+        cells[name] = folder / "outputs/smoke/truncated30-active_set-L40-seed3"
+    process = start(tmp_path / "killed")
+    for line in process.stdout:
+        if "step 200 of 480" in line:
+            os.killpg(process.pid, signal.SIGKILL)
+            break
+    assert process.wait() == -signal.SIGKILL
+    process.stdout.close()
+    assert not (cells["killed"] / "operator.npy").exists()
+
+    for name in cells:
+        process = start(tmp_path / name)
+        output = process.communicate()[0]
+        assert process.returncode == 0, output
+        assert ("step 4 of 480" in output) == (name == "undisturbed")  # the other one went on
+
+    def results(cell: Path) -> tuple[bytes, list[dict[str, str]]]:
+        with (cell / "training.csv").open() as file:
+            rows = [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+        return (cell / "operator.npy").read_bytes(), rows
+
+    assert results(cells["killed"]) == results(cells["undisturbed"])
