@@ -11,6 +11,7 @@ export PYTHONUNBUFFERED := 1
 
 reproduce: .venv/installed
 	dvc repro
+	@echo && cat outputs/$$(sed -n 's/^experiment: *//p' conf/chain.yaml)/results.txt
 
 test: .venv/installed lint
 	pytest

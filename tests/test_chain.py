@@ -110,6 +110,7 @@ def test_figures_and_summary(smoke):
     printed = (smoke / "figures.out").read_text()
     assert printed.count("active_set") == 4
     assert "outputs/smoke/figures/regimes.png" in printed
+    assert (smoke / "outputs/smoke/results.txt").read_text() in printed
 
 
 def test_grid_is_log_spaced_and_contains_the_depths():
@@ -117,7 +118,9 @@ def test_grid_is_log_spaced_and_contains_the_depths():
 
     for iterations, points in ((100_000, 100), (3000, 100), (3000, 250)):
         grid = log_grid(iterations, points, [37, 700])
-        assert len(grid) >= points and grid[0] == 1 and grid[-1] == iterations
+        assert len(grid) >= points
+        assert grid[0] == 1
+        assert grid[-1] == iterations
         assert {37, 700} <= set(grid.tolist())
         assert (np.diff(grid) > 0).all()
     assert log_grid(5, 100).tolist() == [1, 2, 3, 4, 5]
@@ -238,7 +241,8 @@ def refused(outcome, *named: str) -> None:
     """Status 2 and one line that says what it is about."""
     assert outcome.status == 2
     lines = [line for line in outcome.err.splitlines() if line.startswith("pdunroll: ")]
-    assert len(lines) == 1 and "Traceback" not in outcome.err, outcome.err
+    assert len(lines) == 1, outcome.err
+    assert "Traceback" not in outcome.err
     for text in named:
         assert text in lines[0]
 

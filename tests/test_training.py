@@ -81,9 +81,11 @@ def test_rate_falls_by_steps_or_as_the_released_code_by_frames(tmp_path):
 def test_history_has_a_row_before_the_first_step_and_one_each_validation(tmp_path):
     module, history = trained(tmp_path, options(validations_per_epoch=2))
     assert [row["step"] for row in history.rows] == [0, 3, 7, 10, 14]
-    assert history.rows[0]["seconds"] == 0 and math.isnan(history.rows[0]["train_mse"])
+    assert history.rows[0]["seconds"] == 0
+    assert math.isnan(history.rows[0]["train_mse"])
     seconds = [row["seconds"] for row in history.rows]
-    assert seconds == sorted(seconds) and seconds[-1] > 0
+    assert seconds == sorted(seconds)
+    assert seconds[-1] > 0
     with (tmp_path / "training.csv").open() as file:
         assert [int(row["step"]) for row in csv.DictReader(file)] == [0, 3, 7, 10, 14]
     y, x = module.trainer.datamodule.validation.truth, module.trainer.datamodule.validation.observation

@@ -4,6 +4,7 @@ Writes to outputs/<name>/:
     evaluation.csv  one row per operator and number of iterations (DCT and no restoration too)
     training.csv    one row per operator: times, steps, validation errors
     metrics.json    the end points, for `dvc metrics`
+    provenance.json command, seeds, commit and data behind them, for the figures
     errors/         the errors of the single frames, reused by the next call where nothing has changed
 """
 
@@ -41,8 +42,8 @@ def evaluate(config: Config) -> None:
     """Evaluate all finished cells of `config.evaluation.runs` and write the tables."""
     import numpy as np
 
-    from pdunroll.cell import identify, read_operator
-    from pdunroll.frames import load
+    from pdunroll.cell import environment, identify, read_operator
+    from pdunroll.frames import load, read_manifest
     from pdunroll.inference import log_grid
     from pdunroll.problem import dct_operator
     from pdunroll.runs import write_json, write_table
@@ -85,6 +86,16 @@ def evaluate(config: Config) -> None:
     write_table(config.outputs / "evaluation.csv", rows)
     write_table(config.outputs / "training.csv", [{**cell_key(record), **record["results"]} for _, record in cells])
     write_json(config.outputs / "metrics.json", metrics(rows, grid[-1]))
+    write_json(
+        config.outputs / "provenance.json",
+        {
+            "command": f"python -m pdunroll.evaluate experiment={config.name}",
+            "seeds": sorted({record["settings"]["seed"] for _, record in cells}),
+            "commit": environment()["commit"],
+            "data": f"{config.data.name}, sha256 {read_manifest(config.prepared)['digest']}",
+            "test_frames": len(chosen),
+        },
+    )
     log.info("%d frames, %d numbers of iterations: %s", len(chosen), len(grid), config.outputs / "evaluation.csv")
 
 
@@ -121,7 +132,7 @@ def finished_cells(runs: Path, wanted: dict[str, Any], name: str) -> list[tuple[
         cells.append((path.parent, record))
     if not cells:
         raise InputError(f"{runs} holds no finished training; run `{command}` first")
-    return sorted(cells, key=lambda cell: [str(v).rjust(9) for v in cell_key(cell[1]).values()])
+    return sorted(cells, key=lambda cell: table_order(cell_key(cell[1])))
 
 
 def cell_key(record: dict[str, Any]) -> dict[str, Any]:
@@ -134,6 +145,11 @@ def cell_key(record: dict[str, Any]) -> dict[str, Any]:
         "seed": own["seed"],
         "b": own["backprop"].get("iterations"),
     }
+
+
+def table_order(key: dict[str, Any]) -> tuple:
+    """Rows by mask, mode, b, L and seed."""
+    return key["primal_mask"], key["backprop"], key["b"] or 0, key["l_training"], key["seed"]
 
 
 def frame_errors(

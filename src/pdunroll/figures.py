@@ -1,7 +1,7 @@
 """The paper's Figures 3 and 4 and a short table of results.  python -m pdunroll.figures [experiment=...]
 
-Reads evaluation.csv and training.csv in outputs/<name>/, nothing else; writes regimes.{png,svg} and
-interpretability.{png,svg} to outputs/<name>/figures/.
+Reads evaluation.csv, training.csv and provenance.json in outputs/<name>/, nothing else; writes regimes.{png,svg} and
+interpretability.{png,svg} to outputs/<name>/figures/ and the table to results.txt.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 
 from pdunroll.config import CONF, one_line_errors, run, settings
 from pdunroll.errors import InputError
-from pdunroll.runs import atomic, read_table
+from pdunroll.runs import atomic, read_json, read_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
+NAMES = ("regimes", "interpretability")
 MASK_TITLES = {"active_set": "active-set mask (the paper's formula)", "released": "released mask (the authors' code)"}
 # dark and light, so that they differ in greyscale, too
 COLOURS = {"full": "#1f3a68", "truncated": "#e8871e"}
@@ -38,23 +39,39 @@ def main(cfg: DictConfig) -> None:
         command = f"python -m pdunroll.evaluate experiment={config.name}"
         evaluation = read_table(config.outputs / "evaluation.csv", command)
         training = read_table(config.outputs / "training.csv", command)
+        origin = footnote(read_json(config.outputs / "provenance.json"))
 
         import matplotlib
 
         matplotlib.use("Agg")
         matplotlib.rcParams.update({"svg.hashsalt": "pdunroll", "font.size": 9, "axes.grid": True, "grid.alpha": 0.25})
         folder = config.outputs / "figures"
-        save(regimes(evaluation, training, config.figures.regime_borders), folder / "regimes")
-        save(interpretability(evaluation, config.figures.l_training), folder / "interpretability")
-        print(summary(evaluation, training))
-        for path in sorted(folder.glob("*.*")):
-            print(path)
+        drawn = (
+            regimes(evaluation, training, config.figures.regime_borders),
+            interpretability(evaluation, config.figures.l_training),
+        )
+        for figure, name in zip(drawn, NAMES, strict=True):
+            save(figure, folder / name, origin)
+        lines = [summary(evaluation, training), origin, *(f"{folder}/{name}.png, .svg" for name in NAMES)]
+        with atomic(config.outputs / "results.txt") as temporary:
+            temporary.write_text("\n".join(lines) + "\n")
+        print(*lines, sep="\n")
 
 
-def save(figure: Figure, stem: Path) -> None:
-    """Write a figure as stem.png and stem.svg."""
+def footnote(provenance: dict[str, Any]) -> str:
+    """What made a figure, in one line."""
+    seeds = ", ".join(map(str, provenance["seeds"]))
+    return (
+        f"{provenance['command']}   seed {seeds}   commit {provenance['commit'][:12]}   "
+        f"data: {provenance['data'][:35]}   {provenance['test_frames']} test frames"
+    )
+
+
+def save(figure: Figure, stem: Path, origin: str) -> None:
+    """Write a figure as stem.png and stem.svg, with its origin as a footnote."""
     import matplotlib.pyplot as plt
 
+    figure.supxlabel(origin, fontsize=6, color="0.4")
     for kind, metadata in (("png", None), ("svg", {"Date": None})):
         with atomic(stem.with_suffix(f".{kind}")) as temporary:
             figure.savefig(temporary, format=kind, dpi=160, metadata=metadata)
@@ -168,7 +185,9 @@ def label_errors(ax: Axes) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
     low, high = ax.get_ylim()
-    ax.yaxis.set_major_locator(MaxNLocator(8) if high < 2 * low else LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)))
+    ax.yaxis.set_major_locator(
+        MaxNLocator(8) if high < 2 * low else LogLocator(subs=(1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9))
+    )
     ax.yaxis.set_minor_locator(LogLocator(subs=()))
     ax.yaxis.set_major_formatter(FuncFormatter(lambda mse, _: f"{1e3 * mse:.3g}"))
 
