@@ -58,7 +58,7 @@ class Cell:
     def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
         self.folder, self.identity, self.digest = folder, identity, digest(identity)
         path = folder / RECORD
-        self.record: dict[str, Any] = read_json(path) if path.is_file() else {}
+        self.record = read_json(path, ("status", "digest")) if path.is_file() else {}
 
     @property
     def finished(self) -> bool:

@@ -11,6 +11,7 @@ import ctypes
 import random
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,8 +86,12 @@ def _speak_here(seconds: dict[str, float], seed: int) -> tuple[int, dict[str, li
     said: set[str] = set()
     speech: dict[str, list[NDArray[np.int16]]] = {}
     for voice, wanted in seconds.items():
-        if library.espeak_SetVoiceByName(voice.encode()) != 0:
-            raise InputError(f"espeak-ng has no voice {voice!r}; `espeak-ng --voices=variant` lists them")
+        variant = voice.partition("+")[2]  # an unknown variant would be passed over in silence
+        if library.espeak_SetVoiceByName(voice.encode()) != 0 or not (Path(data) / "voices" / "!v" / variant).exists():
+            raise InputError(
+                f"data.source.voices: espeak-ng has no voice {voice!r}; languages are in {data}/lang, "
+                f"variants (after the +) in {data}/voices/!v"
+            )
         speech[voice] = []
         spoken = 0
         while spoken < wanted * rate:

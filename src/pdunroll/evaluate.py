@@ -111,7 +111,7 @@ def finished_cells(runs: Path, wanted: dict[str, Any], name: str) -> list[tuple[
     command = f"python -m pdunroll.train -m experiment={name}"
     cells = []
     for path in sorted(runs.glob(f"*/{RECORD}")):
-        record = read_json(path)
+        record = read_json(path, ("status", "settings", "data", "code"))
         if record["status"] != "finished":
             log.warning("%s is not finished and is left out; `%s` goes on with it", path.parent, command)
             continue

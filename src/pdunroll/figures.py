@@ -39,7 +39,7 @@ def main(cfg: DictConfig) -> None:
         command = f"python -m pdunroll.evaluate experiment={config.name}"
         evaluation = read_table(config.outputs / "evaluation.csv", command)
         training = read_table(config.outputs / "training.csv", command)
-        origin = footnote(read_json(config.outputs / "provenance.json"))
+        origin = footnote(read_json(config.outputs / "provenance.json", ("command", "seeds", "commit", "data")))
 
         import matplotlib
 

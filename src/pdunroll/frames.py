@@ -102,7 +102,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise InputError(
             f"{folder / MANIFEST} is missing; run `python -m pdunroll.prepare` with the same settings first"
         )
-    return read_json(folder / MANIFEST)
+    return read_json(folder / MANIFEST, ("settings", "splits", "digest"))
 
 
 def load(folder: Path, split: str) -> Frames:

@@ -32,12 +32,15 @@ def write_json(path: Path, content: Any) -> None:
         temporary.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Raises `InputError` naming the file if it is damaged."""
+def read_json(path: Path, keys: Sequence[str] = ()) -> dict[str, Any]:
+    """An object that has these keys; raises `InputError` naming the file if it is damaged."""
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        content = json.loads(path.read_text())
+        if missing := [key for key in keys if key not in content]:
+            raise ValueError(f"it has no {missing[0]!r}")
+    except (OSError, ValueError, TypeError) as error:
         raise InputError(f"{path} cannot be read ({error}); remove it and make it again") from None
+    return content
 
 
 def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -55,8 +58,11 @@ def read_table(path: Path, made_by: str) -> list[dict[str, Any]]:
     """
     if not path.is_file():
         raise InputError(f"{path} is missing; make it with `{made_by}`")
-    with path.open(newline="") as file:
-        rows = [{key: _value(text) for key, text in row.items()} for row in csv.DictReader(file)]
+    try:
+        with path.open(newline="") as file:
+            rows = [{key: _value(text) for key, text in row.items()} for row in csv.DictReader(file)]
+    except (OSError, ValueError, csv.Error) as error:
+        raise InputError(f"{path} cannot be read ({error}); make it again with `{made_by}`") from None
     if not rows:
         raise InputError(f"{path} is empty; make it again with `{made_by}`")
     return rows

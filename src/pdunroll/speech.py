@@ -126,6 +126,8 @@ class IEEE:
                 f"cannot download {name} from {self.url} ({type(error).__name__}); go online and repeat, "
                 "or give a copy by data.root=FOLDER"
             ) from None
+        except OSError as error:
+            raise InputError(f"cannot store {name} in {home.abspath} ({error}); set PDUNROLL_CACHE") from None
         except ValueError:  # pooch: the sum does not match
             raise InputError(f"{self.url}{name} differs from the IEEE corpus (SHA-256); set data.source.url") from None
         return Path(home.abspath)
@@ -139,15 +141,18 @@ class Folder:
     validation_share: float = 0.15
     test_share: float = 0.15
     seed: int = 0
-    suffixes: list[str] = field(
-        default_factory=lambda: ["wav", "flac", "ogg", "opus", "mp3", "aiff", "aif", "au", "m4a"]
-    )
+    suffixes: list[str] = field(default_factory=lambda: ["wav", "flac", "ogg", "opus", "mp3", "aiff", "aif", "au"])
 
     def recordings(self) -> Iterator[Recording]:
         folder = existing_folder("data.root", self.root)
         shares = {"validation": self.validation_share, "test": self.test_share}
         for name, share in shares.items():
             require_positive(f"data.source.{name}_share", share)
+        if sum(shares.values()) >= 1:
+            raise InputError(
+                "data.source.validation_share and data.source.test_share must add up to less than 1, "
+                f"got {self.validation_share} and {self.test_share}"
+            )
         paths = sorted(path for path in folder.rglob("*") if path.suffix.lower().lstrip(".") in self.suffixes)
         counts = {split: max(1, round(share * len(paths))) for split, share in shares.items()}
         counts["train"] = len(paths) - sum(counts.values())
@@ -195,18 +200,23 @@ def read_audio(path: Path) -> NDArray:
 
 
 def _require_whole(path: Path) -> None:
-    """Raise `InputError` if a WAV file ends before its header says; libsndfile would read what is there."""
+    """Raise `InputError` if a WAV, AIFF or AU file ends before its header says; libsndfile would read what is there."""
+    size = path.stat().st_size
     with path.open("rb") as file:
-        size = path.stat().st_size
-        header = file.read(12)
-        if header[:4] != b"RIFF" or header[8:] != b"WAVE":
+        form = file.read(4)
+        if form == b".snd":
+            start, length = (int.from_bytes(file.read(4), "big") for _ in range(2))
+        elif form in (b"RIFF", b"FORM"):
+            order, wanted = ("little", b"data") if form == b"RIFF" else ("big", b"SSND")
+            file.seek(12)
+            while (chunk := file.read(8))[:4] != wanted:
+                if len(chunk) < 8:
+                    raise InputError(f"{path} is cut short, it has no audio; replace or remove it")
+                length = int.from_bytes(chunk[4:], order)
+                file.seek(length + length % 2, 1)
+            start, length = file.tell(), int.from_bytes(chunk[4:], order)
+        else:
             return
-        while len(chunk := file.read(8)) == 8:
-            length = int.from_bytes(chunk[4:], "little")
-            if chunk[:4] == b"data":
-                missing = file.tell() + length - size
-                if missing > 0 and length < 0xFFFFFF00:  # streams that never knew their length say so
-                    raise InputError(f"{path} is cut short, {missing} bytes of audio are missing; replace or remove it")
-                return
-            file.seek(length + length % 2, 1)
-        raise InputError(f"{path} is cut short, it has no audio; replace or remove it")
+    missing = start + length - size
+    if missing > 0 and length < 0xFFFFFF00:  # streams that never knew their length say so
+        raise InputError(f"{path} is cut short, {missing} bytes of audio are missing; replace or remove it")

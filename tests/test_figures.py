@@ -1,0 +1,362 @@
+"""The figures show the numbers of the tables, each where it belongs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from itertools import pairwise
+from xml.etree import ElementTree
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from matplotlib.container import BarContainer, ErrorbarContainer
+
+from pdunroll.errors import InputError
+from pdunroll.figures import footnote, interpretability, regimes, save, summary
+
+MASKS = ("active_set", "released")
+MODES = (("full", None), ("truncated", 5))
+DEPTHS = (10, 30, 200)
+SEEDS = (0, 1)
+GRID = (1, 3, 10, 30, 100, 200, 1000)
+LAST = GRID[-1]
+ORIGIN = "what made it"
+
+
+def error(mask: str, mode: str, depth: int, seed: int, iterations: int) -> float:
+    """A made-up test MSE, different for all arguments."""
+    cell = 1 + 0.31 * MASKS.index(mask) + 0.17 * (mode == "truncated") + 0.002 * depth + 0.05 * seed
+    return 1e-3 * cell * (1 + 2 / iterations)
+
+
+def seconds(mask: str, mode: str, depth: int, seed: int) -> float:
+    return depth * (1 + MASKS.index(mask)) * (1.0 if mode == "full" else 0.5) + 3 * seed
+
+
+def untrained(kind: str, iterations: int) -> float:
+    return 2.5e-3 if kind == "none" else 1.9e-3 + 1e-4 / iterations
+
+
+def tables(masks=MASKS, modes=MODES, depths=DEPTHS, seeds=SEEDS, drop=()) -> tuple[list[dict], list[dict]]:
+    """evaluation.csv and training.csv of made-up trainings, without the (mode, depth) in `drop`."""
+    keys = ("backprop", "primal_mask", "l_training", "seed", "b")
+    evaluation = [
+        dict.fromkeys(keys) | {"backprop": kind, "l_inference": count, "mse": untrained(kind, count)}
+        for kind in ("none", "dct")
+        for count in GRID
+    ]
+    training = []
+    for mask in masks:
+        for mode, b in modes:
+            for depth in depths:
+                for seed in seeds:
+                    if (mode, depth) in drop:
+                        continue
+                    cell = dict(zip(keys, (mode, mask, depth, seed, b), strict=True))
+                    training.append(cell | {"seconds": seconds(mask, mode, depth, seed)})
+                    evaluation += [
+                        cell | {"l_inference": count, "mse": error(mask, mode, depth, seed, count)} for count in GRID
+                    ]
+    return evaluation, training
+
+
+def mean(values) -> float:
+    values = list(values)
+    return sum(values) / len(values)
+
+
+def label(mode: str, b: int | None) -> str:
+    return mode if b is None else f"{mode} (b = {b})"
+
+
+@pytest.fixture(autouse=True)
+def _close_figures():
+    yield
+    plt.close("all")
+
+
+def panels(figure, count: int):
+    """The panels with the curves, and what lies behind them."""
+    assert len(figure.axes) in (count, 2 * count)
+    return figure.axes[:count], figure.axes[count:]
+
+
+def curves(ax) -> dict[str, ErrorbarContainer]:
+    found = [container for container in ax.containers if isinstance(container, ErrorbarContainer)]
+    named = {container.get_label(): container for container in found}
+    assert len(named) == len(found)
+    return named
+
+
+def labelled(ax) -> dict[str, matplotlib.lines.Line2D]:
+    return {line.get_label(): line for line in ax.lines if not line.get_label().startswith("_")}
+
+
+def vertical(ax) -> set[float]:
+    """Where there are vertical lines over the whole height."""
+    return {
+        float(line.get_xdata()[0])
+        for line in ax.lines
+        if len(line.get_xdata()) == 2 and list(line.get_ydata()) == [0, 1] and len(set(line.get_xdata())) == 1
+    }
+
+
+def test_regimes_shows_all_errors():
+    figure = regimes(*tables(), [35.0, 150.0])
+    axes, _ = panels(figure, 2)
+    assert "active-set" in axes[0].get_title()
+    assert "released" in axes[1].get_title()
+    for ax, mask in zip(axes, MASKS, strict=True):
+        found = curves(ax)
+        assert set(found) == {f"{label(*mode)}, {kind}" for mode in MODES for kind in ("classical", "optimality")}
+        for mode in MODES:
+            for kind, dashes in (("classical", "--"), ("optimality", "-")):
+                line, _, (bars,) = found[f"{label(*mode)}, {kind}"].lines
+                values = [
+                    [error(mask, mode[0], depth, seed, depth if kind == "classical" else LAST) for seed in SEEDS]
+                    for depth in DEPTHS
+                ]
+                assert line.get_linestyle() == dashes
+                np.testing.assert_array_equal(line.get_xdata(), range(3))
+                np.testing.assert_allclose(np.array(line.get_ydata(), float), [mean(v) for v in values], rtol=1e-12)
+                for position, (segment, v) in enumerate(zip(bars.get_segments(), values, strict=True)):
+                    np.testing.assert_allclose(segment, [[position, min(v)], [position, max(v)]], rtol=1e-9)
+        assert [text.get_text() for text in ax.get_xticklabels()] == ["10", "30", "200"]
+        np.testing.assert_array_equal(ax.get_xticks(), range(3))
+        dct = labelled(ax)["DCT (untrained), optimality"]
+        assert set(dct.get_ydata()) == {untrained("dct", LAST)}
+        assert ax.get_yscale() == "log"
+
+
+def test_regimes_has_one_colour_a_mode_and_filled_markers_for_optimality():
+    figure = regimes(*tables(), [35.0, 150.0])
+    for ax in panels(figure, 2)[0]:
+        lines = {name: container.lines[0] for name, container in curves(ax).items()}
+        for mode in MODES:
+            classical, optimality = (lines[f"{label(*mode)}, {kind}"] for kind in ("classical", "optimality"))
+            assert classical.get_color() == optimality.get_color()
+            assert classical.get_markerfacecolor() == "none"
+            assert optimality.get_markerfacecolor() == optimality.get_color()
+        assert len({line.get_color() for line in lines.values()}) == 2
+        assert len({line.get_marker() for line in lines.values()}) == 2
+
+
+def test_regimes_shows_the_runtime_as_bars():
+    figure = regimes(*tables(), [35.0, 150.0])
+    _, behind = panels(figure, 2)
+    for ax, mask in zip(behind, MASKS, strict=True):
+        bars = [container for container in ax.containers if isinstance(container, BarContainer)]
+        assert len(bars) == len(MODES)
+        taken = []
+        for container, mode in zip(bars, MODES, strict=True):
+            heights = [bar.get_height() for bar in container]
+            expected = [mean(seconds(mask, mode[0], depth, seed) for seed in SEEDS) for depth in DEPTHS]
+            np.testing.assert_allclose(heights, expected, rtol=1e-12)
+            for position, bar in enumerate(container):
+                left, right = bar.get_x(), bar.get_x() + bar.get_width()
+                assert position - 0.5 < left < right < position + 0.5
+                taken.append((left, right))
+        taken.sort()
+        assert all(right <= left + 1e-9 for (_, right), (left, _) in pairwise(taken))
+        assert ax.get_ylim()[0] == 0
+        assert ax.get_ylim()[1] > max(seconds(name, "full", 200, 1) for name in MASKS)
+        assert ax.get_ylim() == behind[0].get_ylim()
+    assert "runtime" in behind[-1].get_ylabel()
+
+
+@pytest.mark.parametrize(
+    ("depths", "borders", "lines", "numbers"),
+    [
+        ((10, 30, 200), [35.0, 150.0], {1.5}, {"regime 1": 0.5, "regime 3": 2.0}),
+        ((10, 30, 100, 200), [35.0, 150.0], {1.5, 2.5}, {"regime 1": 0.5, "regime 2": 2.0, "regime 3": 3.0}),
+        ((10, 30), [35.0, 150.0], set(), {"regime 1": 0.5}),
+        ((10, 30, 200), [20.0], {0.5}, {"regime 1": 0.0, "regime 2": 1.5}),
+        ((10, 30, 200), [], set(), {"regime 1": 1.0}),
+        ((10, 30, 200), [30.0], {0.5}, {"regime 1": 0.0, "regime 2": 1.5}),
+    ],
+)
+def test_regimes_are_marked(depths, borders, lines, numbers):
+    evaluation, training = tables(depths=depths, seeds=(0,))
+    for ax in panels(regimes(evaluation, training, borders), 2)[0]:
+        assert vertical(ax) == lines
+        assert {text.get_text(): text.get_position()[0] for text in ax.texts} == numbers
+        assert ax.get_xlim() == (-0.6, len(depths) - 0.4)
+
+
+def test_regimes_leaves_gaps_for_trainings_that_are_missing():
+    evaluation, training = tables(drop=[("truncated", 30)])
+    axes, behind = panels(regimes(evaluation, training, [35.0]), 2)
+    for ax, mask in zip(axes, MASKS, strict=True):
+        line = curves(ax)["truncated (b = 5), optimality"].lines[0]
+        np.testing.assert_array_equal(line.get_xdata(), [0, 2])
+        assert line.get_ydata()[1] == mean(error(mask, "truncated", 200, seed, LAST) for seed in SEEDS)
+        assert len(curves(ax)["full, optimality"].lines[0].get_xdata()) == 3
+    for ax in behind:
+        full, truncated = ax.containers
+        assert (len(full), len(truncated)) == (3, 2)
+        assert truncated[1].get_x() > full[2].get_x()
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_one_mask_gives_one_panel(mask):
+    evaluation, training = tables(masks=(mask,))
+    (ax,), (behind,) = panels(regimes(evaluation, training, [35.0]), 1)
+    assert behind.get_position().bounds == ax.get_position().bounds
+    (other,), nothing = panels(interpretability(evaluation, None), 1)
+    assert nothing == []
+    assert ax.get_title() == other.get_title()
+
+
+@pytest.mark.parametrize("l_training", [None, [10, 200], [30, 77]])
+def test_interpretability_shows_every_curve(l_training):
+    evaluation, _ = tables()
+    axes, nothing = panels(interpretability(evaluation, l_training), 2)
+    assert nothing == []
+    shown = [depth for depth in DEPTHS if l_training is None or depth in l_training]
+    for ax, mask in zip(axes, MASKS, strict=True):
+        lines = labelled(ax)
+        expected = {f"{label(*mode)}, L = {depth}" for mode in MODES for depth in shown}
+        assert set(lines) == expected | {"quantized", "DCT (untrained)"}
+        for kind, name in (("none", "quantized"), ("dct", "DCT (untrained)")):
+            np.testing.assert_array_equal(lines[name].get_xdata(), GRID)
+            np.testing.assert_allclose(lines[name].get_ydata(), [untrained(kind, count) for count in GRID])
+        for mode in MODES:
+            for depth in shown:
+                line = lines[f"{label(*mode)}, L = {depth}"]
+                values = [mean(error(mask, mode[0], depth, seed, count) for seed in SEEDS) for count in GRID]
+                np.testing.assert_array_equal(line.get_xdata(), GRID)
+                np.testing.assert_allclose(line.get_ydata(), values, rtol=1e-12)
+        assert ax.get_xscale() == ax.get_yscale() == "log"
+
+
+def test_interpretability_rings_the_iterations_in_training():
+    evaluation, _ = tables()
+    for ax, mask in zip(interpretability(evaluation, None).axes, MASKS, strict=True):
+        rings = [line for line in ax.lines if line.get_linestyle() == "None"]
+        found = {(line.get_markeredgecolor(), float(line.get_xdata()[0])): float(line.get_ydata()[0]) for line in rings}
+        lines = labelled(ax)
+        assert len(found) == len(rings) == len(MODES) * len(DEPTHS)
+        for mode in MODES:
+            for depth in DEPTHS:
+                colour = lines[f"{label(*mode)}, L = {depth}"].get_color()
+                value = mean(error(mask, mode[0], depth, seed, depth) for seed in SEEDS)
+                assert found[colour, depth] == pytest.approx(value, rel=1e-12)
+
+
+def test_interpretability_tells_curves_apart():
+    evaluation, _ = tables()
+    for ax in interpretability(evaluation, None).axes:
+        looks = [(line.get_color(), str(line.get_linestyle()), line._dash_pattern) for line in labelled(ax).values()]
+        assert len({str(look) for look in looks}) == len(looks)
+
+
+def test_interpretability_leaves_out_trainings_that_are_missing():
+    evaluation, _ = tables(drop=[("truncated", 30)])
+    for ax in interpretability(evaluation, None).axes:
+        names = set(labelled(ax))
+        assert "truncated (b = 5), L = 30" not in names
+        assert {"full, L = 30", "truncated (b = 5), L = 200"} <= names
+
+
+def test_interpretability_refuses_iterations_that_nothing_was_trained_with():
+    evaluation, _ = tables()
+    with pytest.raises(InputError) as caught:
+        interpretability(evaluation, [20, 40])
+    text = str(caught.value)
+    assert "figures.l_training" in text
+    assert "[10, 30, 200]" in text
+    assert "\n" not in text
+
+
+def test_the_order_of_rows_does_not_matter():
+    evaluation, training = tables()
+    one = regimes(evaluation, training, [35.0])
+    other = regimes(evaluation[::-1], training[::-1], [35.0])
+    for ax, twin in zip(one.axes[:2], other.axes[:2], strict=True):
+        assert list(curves(ax)) == list(curves(twin))
+        for name, container in curves(ax).items():
+            np.testing.assert_allclose(container.lines[0].get_xydata(), curves(twin)[name].lines[0].get_xydata())
+
+
+def test_legends_name_each_curve_once():
+    evaluation, training = tables()
+    for figure in (regimes(evaluation, training, [35.0]), interpretability(evaluation, None)):
+        (legend,) = figure.legends
+        names = [text.get_text() for text in legend.get_texts()]
+        assert len(set(names)) == len(names)
+        assert set(names) == set(figure.axes[0].get_legend_handles_labels()[1])
+
+
+def test_summary_lists_all_cells():
+    evaluation, training = tables()
+    first, header, *lines = summary(evaluation, training).splitlines()
+    assert f"{untrained('none', LAST):.3e}" in first
+    assert f"{untrained('dct', LAST):.3e}" in first
+    assert "1,000" in header
+    expected = [
+        (mask, label(*mode), depth, seed)
+        for mask in MASKS
+        for mode in MODES
+        for depth in DEPTHS
+        for seed in SEEDS
+    ]  # fmt: skip
+    assert len(lines) == len(expected)
+    for line, (mask, name, depth, seed) in zip(lines, expected, strict=True):
+        mode = name.split()[0]
+        assert line.split()[0] == mask
+        assert name in line
+        assert (", seed 1" in line) == (seed == 1)
+        assert line.split()[-5:] == [
+            str(depth),
+            f"{error(mask, mode, depth, seed, depth):.3e}",
+            f"{error(mask, mode, depth, seed, LAST):.3e}",
+            f"{seconds(mask, mode, depth, seed):.1f}",
+            "s",
+        ]
+
+
+def test_saved_figures_are_whole(tmp_path):
+    evaluation, training = tables()
+    save(regimes(evaluation, training, [35.0, 150.0]), tmp_path / "new" / "regimes", ORIGIN)
+    save(interpretability(evaluation, None), tmp_path / "new" / "interpretability", ORIGIN)
+    assert plt.get_fignums() == []
+    names = [f"{name}.{kind}" for name in ("interpretability", "regimes") for kind in ("png", "svg")]
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == names
+    for name in names:
+        path = tmp_path / "new" / name
+        if path.suffix == ".png":
+            assert plt.imread(path).std() > 0.01
+        else:
+            assert f"<!-- {ORIGIN} -->" in path.read_text()
+            assert ElementTree.parse(path).getroot().tag.endswith("svg")
+
+
+def test_footnote_names_what_made_the_figure():
+    text = footnote(
+        {
+            "command": "python -m pdunroll.evaluate experiment=demo",
+            "seeds": [0, 3],
+            "commit": "0123456789abcdef" * 2 + "01234567",
+            "data": "synthetic, sha256 " + "fedcba9876543210" * 4,
+            "test_frames": 512,
+        }
+    )
+    assert "\n" not in text
+    for part in (
+        "python -m pdunroll.evaluate experiment=demo",
+        "seed 0, 3",
+        "commit 0123456789ab ",
+        "synthetic, sha256 fedcba987654",
+        "512 test frames",
+    ):
+        assert part in text
+
+
+def test_figures_load_no_torch():
+    code = "import sys, pdunroll.figures; print([name for name in ('torch', 'matplotlib') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

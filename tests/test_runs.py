@@ -1,0 +1,241 @@
+"""Files are whole or not there, tables keep every digit, and digests see what matters."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pdunroll import runs
+from pdunroll.errors import InputError
+from pdunroll.runs import atomic, digest, read_json, read_table, source_digest, write_json, write_table
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def one_line(caught) -> str:
+    text = str(caught.value)
+    assert text
+    assert "\n" not in text
+    return text
+
+
+def test_atomic_writes_and_replaces(tmp_path):
+    path = tmp_path / "new" / "folder" / "file.txt"
+    for content in ("first", "second"):
+        with atomic(path) as temporary:
+            temporary.write_text(content)
+            assert temporary.parent == path.parent
+            assert not path.exists() or path.read_text() == "first"
+        assert path.read_text() == content
+        assert names(path.parent) == ["file.txt"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("old", [None, "old"])
+def test_atomic_keeps_the_old_file_if_writing_fails(tmp_path, error, old):
+    path = tmp_path / "file.txt"
+    if old:
+        path.write_text(old)
+
+    def fail():
+        with atomic(path) as temporary:
+            temporary.write_text("half of the n")
+            raise error
+
+    with pytest.raises(error):
+        fail()
+    assert names(tmp_path) == (["file.txt"] if old else [])
+    if old:
+        assert path.read_text() == old
+
+
+def test_atomic_when_nothing_was_written(tmp_path):
+    def write_nothing():
+        with atomic(tmp_path / "file.txt"):
+            pass
+
+    with pytest.raises(FileNotFoundError):
+        write_nothing()
+    assert names(tmp_path) == []
+
+
+def test_json_round_trip(tmp_path):
+    path = tmp_path / "folder" / "file.json"
+    content = {"b": [1, 2.5, None, True], "a": {"x": 0.1 + 0.2, "y": "ü"}}
+    write_json(path, content)
+    assert read_json(path) == content
+    assert list(read_json(path)) == ["b", "a"]
+    assert path.read_text().endswith("\n")
+
+
+def test_json_that_cannot_be_written_leaves_the_old_file(tmp_path):
+    path = tmp_path / "file.json"
+    write_json(path, [1])
+    with pytest.raises(TypeError):
+        write_json(path, [object()])
+    assert read_json(path) == [1]
+    assert names(tmp_path) == ["file.json"]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"a": 1', b"a,b\n1,2\n", b"\xff\xfe\x00"])
+def test_damaged_json_names_the_file(tmp_path, content):
+    path = tmp_path / "file.json"
+    path.write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        read_json(path)
+    assert str(path) in one_line(caught)
+
+
+def test_json_that_is_missing_or_a_folder_names_it(tmp_path):
+    for path in (tmp_path / "missing.json", tmp_path):
+        with pytest.raises(InputError) as caught:
+            read_json(path)
+        assert str(path) in one_line(caught)
+
+
+NUMBERS = [0.1, 1 / 3, 2.0, -0.0, 1e-300, 5e-324, 1.7976931348623157e308, 123456789.123456789, math.pi * 1e-7]
+
+
+def test_table_round_trip(tmp_path):
+    path = tmp_path / "folder" / "table.csv"
+    rows = [
+        {"name": f"row, {number}", "mask": None, "count": number, "value": value, 'odd "key"': "a\nb"}
+        for number, value in enumerate(NUMBERS)
+    ]
+    write_table(path, rows)
+    again = read_table(path, "make it")
+    assert again == rows
+    assert [list(row) for row in again] == [list(row) for row in rows]
+    for row, value in zip(again, NUMBERS, strict=True):
+        assert type(row["count"]) is int
+        assert type(row["value"]) is float
+        assert row["value"].hex() == value.hex()
+    assert names(path.parent) == ["table.csv"]
+
+
+def test_table_of_special_numbers(tmp_path):
+    write_table(tmp_path / "table.csv", [{"a": math.inf, "b": -math.inf, "c": math.nan, "d": -3, "e": 10**20}])
+    (row,) = read_table(tmp_path / "table.csv", "make it")
+    assert (row["a"], row["b"], row["d"], row["e"]) == (math.inf, -math.inf, -3, 10**20)
+    assert math.isnan(row["c"])
+
+
+def test_table_is_plain_csv(tmp_path):
+    write_table(tmp_path / "table.csv", [{"a": 1, "b": None, "c": 0.1}, {"a": 2, "b": "x", "c": 1e-05}])
+    assert (tmp_path / "table.csv").read_bytes() == b"a,b,c\n1,,0.1\n2,x,1e-05\n"
+
+
+def test_table_with_other_keys_leaves_the_old_one(tmp_path):
+    path = tmp_path / "table.csv"
+    write_table(path, [{"a": 1}])
+    with pytest.raises(ValueError, match="b"):
+        write_table(path, [{"a": 1}, {"a": 1, "b": 2}])
+    assert path.read_bytes() == b"a\n1\n"
+    assert names(tmp_path) == ["table.csv"]
+
+
+@pytest.mark.parametrize("content", [None, "", "a,b\n"], ids=["missing", "empty", "header only"])
+def test_table_without_rows_names_the_file_and_its_command(tmp_path, content):
+    path = tmp_path / "table.csv"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(InputError) as caught:
+        read_table(path, "python -m pdunroll.evaluate")
+    text = one_line(caught)
+    assert str(path) in text
+    assert "`python -m pdunroll.evaluate`" in text
+
+
+def test_damaged_table_names_the_file(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_bytes(b"a,b\n1,\xff\xfe\n")
+    with pytest.raises(InputError) as caught:
+        read_table(path, "make it")
+    assert str(path) in one_line(caught)
+
+
+def test_digest_does_not_depend_on_the_order_of_keys():
+    one = {"a": 1, "b": {"c": [1, 2], "d": None}}
+    other = {"b": {"d": None, "c": [1, 2]}, "a": 1}
+    assert digest(one) == digest(other)
+    assert digest({"b": 2, "a": 1}) == hashlib.sha256(b'{"a": 1, "b": 2}').hexdigest()
+
+
+@pytest.mark.parametrize(
+    "changed", [{"a": 2, "b": [1, 2]}, {"a": 1, "b": [2, 1]}, {"a": 1.0, "b": [1, 2]}, {"a": 1}, {}]
+)
+def test_digest_depends_on_the_content(changed):
+    assert digest(changed) != digest({"a": 1, "b": [1, 2]})
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A copy of two modules that `source_digest` reads."""
+    for name in ("quantizer", "problem"):
+        shutil.copy(Path(runs.__file__).with_name(f"{name}.py"), tmp_path)
+    monkeypatch.setattr(runs, "__file__", str(tmp_path / "runs.py"))
+    return tmp_path
+
+
+def test_source_digest_of_a_copy_is_that_of_the_package(package):
+    copied = source_digest(["quantizer", "problem"])
+    assert len(copied) == 64
+    assert source_digest(["quantizer", "problem"]) == copied
+    assert source_digest(["quantizer"]) != copied
+    assert source_digest(["quantizer"]) != source_digest(["problem"])
+
+
+def edited(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"""Uniform mid-rise', '"""Uniform and otherwise mid-rise'),
+        ('    """Half the width', '    """Wholly half the width'),
+        ('    """Half the width', '    # a comment\n\n    """Half the width'),
+        ("    return (2.0 * codes", "    # a comment\n\n    return (2.0 * codes"),
+        (
+            "(2.0 * codes + 1.0) * radius(bits) - 1.0",
+            "(\n        2.0*codes + 1.0\n    ) * (radius(bits)) - 1.0  # layout",
+        ),
+    ],
+    ids=["module docstring", "docstring", "comment above docstring", "comment", "layout"],
+)
+def test_source_digest_leaves_out_what_does_nothing(package, old, new):
+    before = source_digest(["quantizer"])
+    edited(package / "quantizer.py", old, new)
+    assert source_digest(["quantizer"]) == before
+
+
+def test_source_digest_without_any_docstring(package):
+    (package / "a.py").write_text(
+        '"""One."""\n\n\nclass A:\n    """Two."""\n\n    def f(self):\n        """Three."""\n'
+    )
+    (package / "b.py").write_text('"""1."""\nclass A:\n  """2."""\n  def f(self): "3"\n')
+    assert source_digest(["a"]) == source_digest(["b"])
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("(2.0 * codes + 1.0)", "(2.0 * codes + 1.5)"),
+        ("half - 1) + half", "half - 2) + half"),
+        ("return 2.0 **", "return -(2.0) **"),
+        ("bits: int) -> float", "bits: int = 4) -> float"),
+        ('"signal holds NaN', '"signal contains NaN'),
+    ],
+)
+def test_source_digest_sees_code(package, old, new):
+    before = source_digest(["problem", "quantizer"])
+    edited(package / "quantizer.py", old, new)
+    assert source_digest(["problem", "quantizer"]) != before
