@@ -25,9 +25,6 @@ from pdunroll.errors import InputError
 from pdunroll.espeak import compose, speak
 from pdunroll.speech import IEEE, SPLITS, Folder, Synthetic, read_audio
 
-# librosa.load asks audioread for its decoders, which import these deprecated modules of Python 3.11 and 3.12
-decoders = pytest.mark.filterwarnings("ignore:'(aifc|audioop|sunau)' is deprecated:DeprecationWarning")
-
 
 def refusal(source) -> str:
     """The one line with which a source refuses its settings or files."""
@@ -438,7 +435,6 @@ def test_folder_names_the_file_that_cannot_be_read(folder):
     assert str(folder / "sub" / "03.wav") in refusal(Folder(str(folder)))
 
 
-@decoders
 @pytest.mark.parametrize("suffix", Folder("").suffixes)
 def test_every_suffix_can_be_read(tmp_path, suffix):
     names = {"opus": ("OGG", "OPUS"), "aif": ("AIFF", None)}
@@ -451,7 +447,6 @@ def test_every_suffix_can_be_read(tmp_path, suffix):
 # --- one file
 
 
-@decoders
 @pytest.mark.parametrize("rate", [44_100, 22_050, 8_000])
 @pytest.mark.parametrize(
     ("name", "subtype", "tolerance"),
@@ -473,14 +468,12 @@ def test_other_formats_become_mono_at_16_khz(tmp_path, name, subtype, tolerance,
     np.testing.assert_allclose(samples[middle], expected[middle], atol=tolerance)
 
 
-@decoders
 def test_float_samples_at_16_khz_stay_as_they_are(tmp_path):
     wave = np.random.default_rng(0).normal(size=500).astype(np.float32)  # beyond [-1, 1], too
     soundfile.write(tmp_path / "a.wav", wave, 16_000, subtype="FLOAT")
     np.testing.assert_array_equal(read_audio(tmp_path / "a.wav"), wave)
 
 
-@decoders
 def test_stereo_at_16_khz_is_averaged(tmp_path):
     left, right = noise(0), noise(1)
     soundfile.write(tmp_path / "a.wav", np.stack([left, right], axis=1), 16_000)
@@ -557,7 +550,6 @@ def test_a_cut_file_says_what_is_missing(tmp_path):
     assert " 100 bytes " in unreadable(path)
 
 
-@decoders
 @pytest.mark.parametrize("name", ["a.flac", "a.aiff", "a.au"])
 def test_cut_files_of_other_formats(tmp_path, name):
     path = tmp_path / name
@@ -572,7 +564,6 @@ def test_no_file(tmp_path):
     unreadable(tmp_path / "missing.wav")
 
 
-@decoders
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize(("rate", "channels"), [(16_000, 1), (44_100, 2)])
 def test_samples_that_are_no_numbers(tmp_path, bad, rate, channels):

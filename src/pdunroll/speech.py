@@ -178,7 +178,8 @@ def read_audio(path: Path) -> NDArray:
     """The samples of an audio file, mono at 16 kHz.
 
     A 16-bit mono file at 16 kHz comes as the int16 samples in it; anything else as float32, its channels averaged and
-    resampled by librosa. Raises `InputError` naming the file if it is no audio, damaged, cut short or not finite.
+    resampled by librosa. Raises `InputError` naming the file if it is no audio, damaged, cut short (as far as its format
+    tells: mp3 and ogg do not) or not finite.
     """
     import librosa
     import soundfile
@@ -188,7 +189,8 @@ def read_audio(path: Path) -> NDArray:
         info = soundfile.info(path)
         if (info.channels, info.samplerate, info.subtype) == (1, SAMPLE_RATE, "PCM_16"):
             return soundfile.read(path, dtype="int16")[0]
-        samples, _ = librosa.load(path, sr=SAMPLE_RATE, mono=True, dtype=np.float32)
+        channels, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        samples = librosa.resample(channels.mean(axis=1), orig_sr=rate, target_sr=SAMPLE_RATE)
     except InputError:
         raise
     except Exception as error:  # decoders raise whatever they like
