@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 
 from pdunroll.config import run
+
+torch.set_num_threads(1)  # for matrices as small as those here, more threads only wait for each other
 
 
 class Outcome(NamedTuple):

@@ -1,0 +1,82 @@
+"""Naive transcriptions of the algorithms, frame by frame, with columns as in the paper; and autograd's answer."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+
+def clip(value: np.ndarray, bound: float) -> np.ndarray:
+    return np.array([min(bound, max(-bound, v)) for v in value])
+
+
+def steps(K: np.ndarray, ratio: float) -> tuple[float, float]:
+    norm = np.linalg.svd(K, compute_uv=False)[0]
+    return ratio * 0.99 / norm, 0.99 / (ratio * norm)
+
+
+def algorithm1(K, x, eta, L, theta=1.0, ratio=10.0):
+    """All iterates of Algorithm 1 for one frame: lists indexed by l (index 0 is the start)."""
+    sigma, tau = steps(K, ratio)
+    y, ybar, psi, zD, zP = [x], [x], [np.zeros(len(K))], [None], [None]
+    for l in range(L):
+        zD.append(psi[l] + sigma * (K @ ybar[l]))
+        psi.append(clip(zD[l + 1], 1.0))
+        zP.append(y[l] - tau * (K.T @ psi[l + 1]))
+        y.append(clip(zP[l + 1] - x, eta) + x)
+        ybar.append(y[l + 1] + theta * (y[l + 1] - y[l]))
+    return y, ybar, psi, zD, zP
+
+
+def mask_dual(zD):
+    return np.array([1.0 if abs(z) <= 1 else 0.0 for z in zD])
+
+
+def mask_primal(kind, zP, x, eta):
+    if kind == "active_set":
+        return np.array([1.0 if abs(z - c) <= eta else 0.0 for z, c in zip(zP, x, strict=True)])
+    return np.array([1.0 if abs(z - 2 * c) <= 1 else 0.0 for z, c in zip(zP, x, strict=True)])
+
+
+def full_gradient(K, x, eta, L, grad, kind, theta=1.0, ratio=10.0):
+    """Algorithm 2 and the lemma for one frame, with `grad` the gradient of the loss at y^L."""
+    sigma, tau = steps(K, ratio)
+    _, ybar, psi, zD, zP = algorithm1(K, x, eta, L, theta, ratio)
+    deltaP, deltaD, bar = {L + 1: grad}, {L + 1: np.zeros(len(K))}, {L + 1: np.zeros(len(K))}
+    total = np.zeros_like(K)
+    for l in range(L, 0, -1):
+        deltaP[l] = mask_primal(kind, zP[l], x, eta) * (deltaP[l + 1] + sigma * (K.T @ bar[l + 1]))
+        deltaD[l] = mask_dual(zD[l]) * (deltaD[l + 1] - tau * (K @ deltaP[l]))
+        bar[l] = deltaD[l] + theta * (deltaD[l] - deltaD[l + 1])
+        total += sigma * np.outer(deltaD[l], ybar[l - 1]) - tau * np.outer(psi[l], deltaP[l])
+    return total
+
+
+def truncated_gradient(K, x, eta, L, grad, kind, b, theta=1.0, ratio=10.0):
+    """The frozen-mask sum over b backward iterations for one frame."""
+    sigma, tau = steps(K, ratio)
+    y, _, psi, zD, zP = algorithm1(K, x, eta, L, theta, ratio)
+    mP, mD = mask_primal(kind, zP[L], x, eta), mask_dual(zD[L])
+    deltaP, deltaD, bar = grad, np.zeros(len(K)), np.zeros(len(K))
+    sumP, sumD = np.zeros(len(x)), np.zeros(len(K))
+    for _ in range(b):
+        deltaP = mP * (deltaP + sigma * (K.T @ bar))
+        previous = deltaD
+        deltaD = mD * (deltaD - tau * (K @ deltaP))
+        bar = deltaD + theta * (deltaD - previous)
+        sumP, sumD = sumP + deltaP, sumD + deltaD
+    return sigma * np.outer(sumD, y[L]) - tau * np.outer(psi[L], sumP)
+
+
+def autograd_unrolled(K, x, eta, L, theta=1.0, ratio=10.0):
+    """The unrolled loop in differentiable torch operations, min/max projections, constant step sizes."""
+    norm = torch.linalg.matrix_norm(K.detach(), 2)
+    sigma, tau = ratio * 0.99 / norm, 0.99 / (ratio * norm)
+    y = ybar = x
+    psi = x.new_zeros(len(x), len(K))
+    for _ in range(L):
+        psi = (psi + sigma * ybar @ K.T).clamp(-1, 1)
+        y_next = (y - tau * psi @ K - x).clamp(-eta, eta) + x
+        ybar = y_next + theta * (y_next - y)
+        y = y_next
+    return y

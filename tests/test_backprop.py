@@ -1,0 +1,190 @@
+"""Gradients of the unrolled algorithm against autograd, finite differences and naive transcriptions."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import oracles
+import pdunroll
+from pdunroll.backprop import _Unrolled
+from pdunroll.chambolle_pock import chambolle_pock
+
+ETA = 1 / 16
+SHAPES = [(18, 18), (11, 18), (25, 18)]
+MASKS = ["active_set", "released"]
+
+
+def problem(m=18, n=18, B=4, seed=0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    noise = 0.08 * torch.randn(m, n, generator=generator, dtype=torch.float64)
+    operator = (pdunroll.dct_operator(m, n, torch.float64) + noise).to(dtype).requires_grad_()
+    truth = (0.3 * torch.randn(B, n, generator=generator, dtype=torch.float64)).clamp(-1, 1).to(dtype)
+    return operator, truth, pdunroll.quantize(truth, bits=4)
+
+
+def gradient(operator, truth, observation, L, backprop=None, loss=None, **options):
+    restored = pdunroll.unroll(operator, observation, radius=ETA, iterations=L, backprop=backprop, **options)
+    loss = 0.5 * (restored - truth).square().sum() if loss is None else loss(restored)
+    return restored.detach(), torch.autograd.grad(loss, operator)[0]
+
+
+def relative(a, b):
+    return float((a - b).norm() / b.norm())
+
+
+@pytest.mark.parametrize(("m", "n"), SHAPES)
+@pytest.mark.parametrize("L", [1, 2, 31, 32, 33, 70])
+@pytest.mark.parametrize(("theta", "ratio"), [(1.0, 10.0), (0.5, 3.0), (0.0, 1.0)])
+def test_full_is_what_autograd_gives(m, n, L, theta, ratio):
+    operator, truth, x = problem(m, n)
+    options = {"extrapolation": theta, "step_ratio": ratio}
+    restored, ours = gradient(operator, truth, x, L, pdunroll.Full(), **options)
+    reference = oracles.autograd_unrolled(operator, x, ETA, L, theta, ratio)
+    torch.testing.assert_close(restored, reference.detach(), rtol=0, atol=1e-13)
+    theirs = torch.autograd.grad(0.5 * (reference - truth).square().sum(), operator)[0]
+    assert relative(ours, theirs) < 1e-9
+
+
+def test_full_takes_any_loss():
+    operator, truth, x = problem()
+    for loss in (lambda y: (y - truth).abs().pow(1.5).sum(), lambda y: (y * truth).sum().tanh(), lambda y: y[1].sum()):
+        ours = gradient(operator, truth, x, 40, loss=loss)[1]
+        theirs = torch.autograd.grad(loss(oracles.autograd_unrolled(operator, x, ETA, 40)), operator)[0]
+        assert relative(ours, theirs) < 1e-9
+
+
+@pytest.mark.parametrize("L", [1, 5, 20])
+def test_full_against_finite_differences(L):
+    operator, _, x = problem(6, 5, 2, seed=3)
+    algorithm = chambolle_pock(operator, radius=ETA)  # its step sizes stay, as they do in the gradient
+    assert torch.autograd.gradcheck(lambda K: _Unrolled.apply(K, x, algorithm, L, pdunroll.Full()), operator, eps=1e-7)
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize(("m", "n"), SHAPES)
+@pytest.mark.parametrize("L", [1, 3, 40])
+def test_full_is_algorithm_2_and_the_lemma(mask, m, n, L):
+    operator, truth, x = problem(m, n)
+    restored, ours = gradient(operator, truth, x, L, pdunroll.Full(primal_mask=mask), extrapolation=0.7, step_ratio=4.0)
+    K, grads = operator.detach().numpy(), (restored - truth).numpy()
+    theirs = sum(
+        oracles.full_gradient(K, frame, ETA, L, grad, mask, 0.7, 4.0)
+        for frame, grad in zip(x.numpy(), grads, strict=True)
+    )
+    np.testing.assert_allclose(ours.numpy(), theirs, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize(("m", "n"), SHAPES)
+@pytest.mark.parametrize(("L", "b"), [(1, 1), (12, 5), (12, 12), (12, 30), (3, 30)])
+def test_truncated_is_the_frozen_mask_sum(mask, m, n, L, b):
+    operator, truth, x = problem(m, n)
+    strategy = pdunroll.Truncated(iterations=b, primal_mask=mask)
+    restored, ours = gradient(operator, truth, x, L, strategy, extrapolation=0.7, step_ratio=4.0)
+    K, grads = operator.detach().numpy(), (restored - truth).numpy()
+    taken = min(L, b) if mask == "released" else b
+    theirs = sum(
+        oracles.truncated_gradient(K, frame, ETA, L, grad, mask, taken, 0.7, 4.0)
+        for frame, grad in zip(x.numpy(), grads, strict=True)
+    )
+    np.testing.assert_allclose(ours.numpy(), theirs, rtol=1e-9, atol=1e-11)
+
+
+def test_masks_make_a_difference():
+    operator, truth, x = problem()
+    first, second = (gradient(operator, truth, x, 30, pdunroll.Full(primal_mask=mask))[1] for mask in MASKS)
+    assert relative(first, second) > 0.1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_forward_is_the_same_for_all_modes(dtype):
+    operator, truth, x = problem(dtype=dtype)
+    strategies = [pdunroll.Full(), *(cls(primal_mask=m) for cls in (pdunroll.Full, pdunroll.Truncated) for m in MASKS)]
+    results = [gradient(operator, truth, x, 50, strategy) for strategy in strategies]
+    for restored, grad in results:
+        assert torch.equal(restored, results[0][0])
+        assert restored.dtype == grad.dtype == dtype
+        assert float((restored - x).abs().max()) <= ETA + 1e-7
+
+
+def test_truncated_keeps_the_last_iterate_only():
+    operator, _, x = problem()
+    algorithm = chambolle_pock(operator, radius=ETA)
+
+    def size(strategy, L):
+        kept = strategy.forward(algorithm, operator.detach(), x, L)[1]
+        return sum(tensor.untyped_storage().nbytes() for tensor in kept)
+
+    assert size(pdunroll.Truncated(), 5) == size(pdunroll.Truncated(), 500)
+    assert size(pdunroll.Full(), 50) == 10 * size(pdunroll.Full(), 5)
+
+
+def test_frames_do_not_see_each_other():
+    operator, truth, x = problem(B=5)
+    for strategy in (pdunroll.Full(), pdunroll.Truncated()):
+        restored, whole = gradient(operator, truth, x, 25, strategy)
+        singles = [gradient(operator, truth[i : i + 1], x[i : i + 1], 25, strategy) for i in range(5)]
+        torch.testing.assert_close(restored, torch.cat([single for single, _ in singles]), rtol=0, atol=1e-13)
+        assert relative(sum(grad for _, grad in singles), whole) < 1e-12
+
+
+def test_layout_of_the_operator_does_not_matter():
+    operator, truth, x = problem()
+    turned = operator.detach().T.contiguous().T.requires_grad_()
+    assert not turned.is_contiguous()
+    assert relative(gradient(turned, truth, x, 20)[1], gradient(operator, truth, x, 20)[1]) < 1e-12
+
+
+def test_a_strategy_of_ones_own():
+    class Nothing(pdunroll.Backprop):
+        def forward(self, algorithm, operator, observation, iterations):
+            return observation.clone(), ()
+
+        def gradient(self, algorithm, operator, kept, iterations, grad):
+            return torch.full_like(operator, iterations)
+
+    operator, truth, x = problem()
+    restored, grad = gradient(operator, truth, x, 7, Nothing())
+    assert torch.equal(restored, x)
+    assert (grad == 7).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"iterations": 0}, "iterations"),
+        ({"iterations": -1}, "iterations"),
+        ({"iterations": 1.5}, "iterations"),
+        ({"iterations": True}, "iterations"),
+        ({"radius": 0}, "radius"),
+        ({"radius": -1}, "radius"),
+        ({"radius": math.nan}, "radius"),
+        ({"step_ratio": 0}, "step_ratio"),
+        ({"extrapolation": 1.5}, "extrapolation"),
+        ({"extrapolation": math.nan}, "extrapolation"),
+        ({"observation": torch.zeros(18, dtype=torch.float64)}, "observation"),
+        ({"observation": torch.zeros(2, 17, dtype=torch.float64)}, "observation"),
+        ({"observation": torch.zeros(2, 18)}, "float32"),
+        ({"observation": torch.zeros(2, 18, dtype=torch.int64)}, "int64"),
+        ({"observation": torch.zeros(2, 18, dtype=torch.float64, requires_grad=True)}, "observation"),
+        ({"operator": torch.zeros(18, 18, dtype=torch.float64)}, "operator"),
+        ({"operator": torch.full((18, 18), math.nan, dtype=torch.float64)}, "operator"),
+    ],
+)
+def test_bad_arguments_are_named(changes, named):
+    operator, _, x = problem()
+    arguments = {"operator": operator, "observation": x, "radius": ETA, "iterations": 3, **changes}
+    with pytest.raises(pdunroll.InputError, match=named):
+        pdunroll.unroll(arguments.pop("operator"), arguments.pop("observation"), **arguments)
+
+
+def test_bad_strategies_are_named():
+    with pytest.raises(pdunroll.InputError, match="primal_mask must be one of active_set, released, got 'mine'"):
+        pdunroll.Full(primal_mask="mine")
+    for b in (0, -3, 2.0, True):
+        with pytest.raises(pdunroll.InputError, match=r"backprop\.iterations"):
+            pdunroll.Truncated(iterations=b)
