@@ -71,7 +71,8 @@ def save(figure: Figure, stem: Path, origin: str) -> None:
     """Write a figure as stem.png and stem.svg, with its origin as a footnote."""
     import matplotlib.pyplot as plt
 
-    figure.supxlabel(origin, fontsize=6, color="0.4")
+    figure.get_layout_engine().set(rect=(0, 0.03, 1, 0.97))  # leave a line for the origin
+    figure.text(0.5, 0.008, origin, fontsize=6, color="0.4", ha="center")
     for kind, metadata in (("png", None), ("svg", {"Date": None})):
         with atomic(stem.with_suffix(f".{kind}")) as temporary:
             figure.savefig(temporary, format=kind, dpi=160, metadata=metadata)
