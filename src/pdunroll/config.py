@@ -111,11 +111,11 @@ class Evaluation:
     points: int = 100  # at least so many numbers of iterations, log-spaced
     frames: int | None = 1024  # test frames, drawn with the seed; all if null
     seed: int = 0
-    batch_size: int = 512  # frames at a time
-    threads: int | None = None  # all cores if null
+    batch_size: int = 256  # frames at a time
+    jobs: int | None = None  # operators side by side, one thread each; one a core if null
 
     def __post_init__(self) -> None:
-        for name in ("iterations", "points", "frames", "batch_size", "threads"):
+        for name in ("iterations", "points", "frames", "batch_size", "jobs"):
             if getattr(self, name) is not None:
                 require_integer(f"evaluation.{name}", getattr(self, name), 1)
 

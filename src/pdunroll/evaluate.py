@@ -41,6 +41,7 @@ def main(cfg: DictConfig) -> None:
 def evaluate(config: Config) -> None:
     """Evaluate all finished cells of `config.evaluation.runs` and write the tables."""
     import numpy as np
+    from joblib import Parallel, delayed
 
     from pdunroll.cell import environment, identify, read_operator
     from pdunroll.frames import load, read_manifest
@@ -74,9 +75,12 @@ def evaluate(config: Config) -> None:
     add({"backprop": "none", **blank}, np.broadcast_to(quantized, (len(grid), len(quantized))))
     keys = [{"backprop": "dct", **blank}, *(cell_key(record) for _, record in cells)]
     candidates = [("dct", dct_operator(*shape).numpy()), *operators]
-    for number, (key, (name, operator)) in enumerate(zip(keys, candidates, strict=True), start=1):
-        start = time.perf_counter()
-        errors = frame_errors(config, name, operator, truth, observation, grid, chosen)
+    # one thread an operator: side by side they are faster than one after the other on all cores
+    work = Parallel(n_jobs=options.jobs or -1, return_as="generator", max_nbytes=None)(
+        delayed(frame_errors)(config, name, operator, truth, observation, grid, chosen) for name, operator in candidates
+    )
+    start = time.perf_counter()
+    for number, (key, (name, _), errors) in enumerate(zip(keys, candidates, work, strict=True), start=1):
         add(key, errors)
         log.info(
             "%d of %d  %s  test MSE %.4e after %d iterations  %.1f s",
@@ -192,7 +196,7 @@ def frame_errors(
         except (OSError, ValueError, KeyError):
             log.warning("%s is damaged and is made again", path)
 
-    torch.set_num_threads(config.evaluation.threads or torch.get_num_threads())
+    torch.set_num_threads(1)
     device = "cuda" if config.trainer.accelerator == "gpu" else "cpu"
     tensors = [torch.from_numpy(array).to(device) for array in (operator, truth, observation)]
     algorithm = chambolle_pock(

@@ -178,8 +178,8 @@ def read_audio(path: Path) -> NDArray:
     """The samples of an audio file, mono at 16 kHz.
 
     A 16-bit mono file at 16 kHz comes as the int16 samples in it; anything else as float32, its channels averaged and
-    resampled by librosa. Raises `InputError` naming the file if it is no audio, damaged, cut short (as far as its format
-    tells: mp3 and ogg do not) or not finite.
+    resampled by librosa. Raises `InputError` naming the file if it is no audio, damaged, cut short (as far as its
+    format tells: mp3 and ogg do not) or not finite.
     """
     import librosa
     import soundfile
