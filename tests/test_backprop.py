@@ -94,6 +94,17 @@ def test_truncated_is_the_frozen_mask_sum(mask, m, n, L, b):
     np.testing.assert_allclose(ours.numpy(), theirs, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("L", [1, 7, 70])
+@pytest.mark.parametrize("every", [1, 3, 7, 64, 200])
+def test_checkpoints_change_nothing(mask, L, every):
+    operator, truth, x = problem(11, 18)
+    plain = gradient(operator, truth, x, L, pdunroll.Full(primal_mask=mask))
+    checked = gradient(operator, truth, x, L, pdunroll.Full(primal_mask=mask, checkpoint_every=every))
+    assert torch.equal(plain[0], checked[0])
+    assert relative(checked[1], plain[1]) < 1e-12
+
+
 def test_masks_make_a_difference():
     operator, truth, x = problem()
     first, second = (gradient(operator, truth, x, 30, pdunroll.Full(primal_mask=mask))[1] for mask in MASKS)

@@ -137,7 +137,7 @@ def test_code_that_makes_results_is_in_the_digest():
         return direct.union(*(needed(other) for other in direct)) if direct else set()
 
     storage = {"errors", "runs", "config", "speech", "espeak"}  # what these do shows in settings and data
-    assert set(cell.CODE) == ({"training"} | needed("training")) - storage
+    assert set(cell.CODE) == ({"training", "implicit"} | needed("training") | needed("implicit")) - storage
     assert set(evaluate.CODE) == ({"inference", "frames"} | needed("inference") | needed("frames")) - storage
 
 

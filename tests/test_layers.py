@@ -9,11 +9,11 @@ import pdunroll
 
 LAYERS = (
     {"errors"},
-    {"quantizer", "problem", "chambolle_pock", "backprop", "inference"},  # mathematics
+    {"quantizer", "problem", "chambolle_pock", "backprop", "optimum", "implicit", "limits", "inference"},  # mathematics
     {"runs", "espeak", "speech", "frames"},  # speech and artefacts
     {"config"},
     {"network", "training", "tracking", "cell"},  # learning
-    {"settings", "prepare", "train", "evaluate", "figures"},  # entry points
+    {"settings", "prepare", "train", "evaluate", "theory", "figures"},  # entry points
 )
 MATHEMATICS, SPEECH, ENTRY_POINTS = LAYERS[1], LAYERS[2], LAYERS[-1]
 

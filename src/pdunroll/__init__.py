@@ -10,6 +10,8 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from pdunroll.backprop import Backprop, Full, Truncated, unroll
     from pdunroll.errors import InputError
+    from pdunroll.implicit import Implicit
+    from pdunroll.optimum import PlainChambollePock, RestartedHalpern, solve
     from pdunroll.problem import dct_operator
     from pdunroll.quantizer import quantize
 
@@ -17,13 +19,29 @@ if TYPE_CHECKING:
 _HOME = {
     "Backprop": "backprop",
     "Full": "backprop",
+    "Implicit": "implicit",
     "InputError": "errors",
+    "PlainChambollePock": "optimum",
+    "RestartedHalpern": "optimum",
     "Truncated": "backprop",
     "dct_operator": "problem",
     "quantize": "quantizer",
+    "solve": "optimum",
     "unroll": "backprop",
 }
-__all__ = ["Backprop", "Full", "InputError", "Truncated", "dct_operator", "quantize", "unroll"]
+__all__ = [
+    "Backprop",
+    "Full",
+    "Implicit",
+    "InputError",
+    "PlainChambollePock",
+    "RestartedHalpern",
+    "Truncated",
+    "dct_operator",
+    "quantize",
+    "solve",
+    "unroll",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice, repeat
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from pdunroll.chambolle_pock import ChambollePock, Iterate, Masks, chambolle_pock
+from pdunroll.chambolle_pock import ChambollePock, Iterate, Masks, State, chambolle_pock
 from pdunroll.errors import InputError, require_choice, require_integer
 from pdunroll.problem import PRIMAL_MASKS, dual_mask
 
@@ -51,45 +53,89 @@ class Backprop(ABC):
         return Masks(dual_mask(iterate.z_dual), primal_mask(algorithm.problem, iterate.z_primal, observation))
 
 
+class Record(NamedTuple):
+    """What a stretch of iterations l = first + 1 .. last leaves for Algorithm 2."""
+
+    duals: Tensor  # psi^l       (last - first, B, m)
+    extrapolated: Tensor  # ybar^{l-1}  (last - first, B, n)
+    dual_masks: Tensor  # as duals
+    primal_masks: Tensor  # as extrapolated
+
+
 @dataclass(frozen=True, kw_only=True)
 class Full(Backprop):
     """The exact gradient of the L-th iterate (with "active_set"): Algorithm 2 over all iterations.
 
     grad_K = sum_{l=1}^{L}  sigma delta_D^l (ybar^{l-1})^T - tau psi^l (delta_P^l)^T            (the lemma)
 
-    Keeps L (m + n) numbers and as many mask bits per frame.
+    Keeps L (m + n) numbers and as many mask bits per frame; with `checkpoint_every` = s only every s-th state and one
+    stretch of s iterations, which are run a second time for the backward pass: s = sqrt(L) keeps the least.
     """
+
+    checkpoint_every: int | None = None
 
     # Outer products are summed as one matrix product per so many iterations: near the machine's best rate,
     # and the adjoints of all L iterations need not be kept.
-    BLOCK = 32
+    BLOCK: ClassVar[int] = 32
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.checkpoint_every is not None:
+            require_integer("checkpoint_every", self.checkpoint_every, 1)
 
     def forward(self, algorithm, operator, observation, iterations):
+        if self.checkpoint_every is None:
+            state = algorithm.start(operator, observation)
+            primal, record = self._record(algorithm, operator, observation, state, iterations)
+            return primal, record
+        states = [algorithm.start(operator, observation)]
+        for l, iterate in enumerate(islice(algorithm.iterates(operator, observation), iterations), start=1):
+            if l % self.checkpoint_every == 0 and l < iterations:
+                states.append(iterate.state)
+        return iterate.primal, (observation, *(tensor for state in states for tensor in state))
+
+    def _record(
+        self, algorithm: ChambollePock, operator: Tensor, observation: Tensor, state: State, iterations: int
+    ) -> tuple[Tensor, Record]:
+        """Run some iterations from `state`; return the last y and what Algorithm 2 needs of them."""
         (B, n), m = observation.shape, len(operator)
-        duals = observation.new_empty(iterations, B, m)  # psi^1 .. psi^L
-        extrapolated = observation.new_empty(iterations, B, n)  # ybar^0 .. ybar^{L-1}
+        duals = observation.new_empty(iterations, B, m)
+        extrapolated = observation.new_empty(iterations, B, n)
         dual_masks = torch.empty_like(duals, dtype=torch.bool)
         primal_masks = torch.empty_like(extrapolated, dtype=torch.bool)
-        extrapolated[0] = observation
-        for l, iterate in enumerate(islice(algorithm.iterates(operator, observation), iterations)):
-            duals[l] = iterate.dual
+        for l, iterate in enumerate(islice(algorithm.iterates(operator, observation, state), iterations)):
+            extrapolated[l], duals[l] = state.extrapolated, iterate.dual
             dual_masks[l], primal_masks[l] = self.masks(algorithm, iterate, observation)
-            if l + 1 < iterations:
-                extrapolated[l + 1] = iterate.extrapolated
-        return iterate.primal, (duals, extrapolated, dual_masks, primal_masks)
+            state = iterate.state
+        return iterate.primal, Record(duals, extrapolated, dual_masks, primal_masks)
+
+    def _records(
+        self, algorithm: ChambollePock, operator: Tensor, kept: tuple[Tensor, ...], iterations: int
+    ) -> Iterator[Record]:
+        """The records of all iterations, stretch by stretch, the last one first."""
+        if self.checkpoint_every is None:
+            yield Record(*kept)
+            return
+        observation, *tensors = kept
+        for number in reversed(range(len(tensors) // 3)):
+            first = number * self.checkpoint_every
+            count = min(self.checkpoint_every, iterations - first)
+            state = State(*tensors[3 * number : 3 * number + 3])
+            yield self._record(algorithm, operator, observation, state, count)[1]
 
     def gradient(self, algorithm, operator, kept, iterations, grad):
-        duals, extrapolated, dual_masks, primal_masks = kept
-        masks = map(Masks, dual_masks.flip(0), primal_masks.flip(0))
-        adjoints = algorithm.adjoints(operator, masks, grad)
         total = torch.zeros_like(operator)
-        for stop in range(iterations, 0, -self.BLOCK):  # iterations l = start + 1 .. stop, as rows
-            start = max(0, stop - self.BLOCK)
-            deltas = list(islice(adjoints, stop - start))[::-1]
-            delta_primal = torch.cat([primal for primal, _ in deltas])
-            delta_dual = torch.cat([dual for _, dual in deltas])
-            total.addmm_(delta_dual.T, extrapolated[start:stop].flatten(0, 1), alpha=algorithm.sigma)
-            total.addmm_(duals[start:stop].flatten(0, 1).T, delta_primal, alpha=-algorithm.tau)
+        masks: deque[Masks] = deque()  # those of the stretch at hand, handed to Algorithm 2 as it asks for them
+        adjoints = algorithm.adjoints(operator, iter(masks.popleft, None), grad)
+        for record in self._records(algorithm, operator, kept, iterations):
+            masks.extend(map(Masks, record.dual_masks.flip(0), record.primal_masks.flip(0)))
+            for stop in range(len(record.duals), 0, -self.BLOCK):  # iterations start + 1 .. stop of the stretch
+                start = max(0, stop - self.BLOCK)
+                deltas = list(islice(adjoints, stop - start))[::-1]
+                delta_primal = torch.cat([primal for primal, _ in deltas])
+                delta_dual = torch.cat([dual for _, dual in deltas])
+                total.addmm_(delta_dual.T, record.extrapolated[start:stop].flatten(0, 1), alpha=algorithm.sigma)
+                total.addmm_(record.duals[start:stop].flatten(0, 1).T, delta_primal, alpha=-algorithm.tau)
         return total
 
 

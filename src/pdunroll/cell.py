@@ -26,7 +26,9 @@ from pdunroll.runs import atomic, digest, read_json, source_digest, write_json
 RECORD, OPERATOR = "run.json", "operator.npy"
 
 # The code that decides what a training gives.
-CODE = ("problem", "chambolle_pock", "backprop", "network", "training", "frames", "quantizer")
+CODE = (
+    "problem", "chambolle_pock", "backprop", "optimum", "implicit", "network", "training", "frames", "quantizer",
+)  # fmt: skip
 
 
 def identify(config: Config) -> dict[str, Any]:

@@ -18,6 +18,14 @@ from pdunroll.errors import InputError, require_positive
 from pdunroll.problem import Dequantization
 
 
+class State(NamedTuple):
+    """What the next iteration of Algorithm 1 needs."""
+
+    dual: Tensor  # psi^l   (B, m)
+    primal: Tensor  # y^l     (B, n)
+    extrapolated: Tensor  # ybar^l  (B, n)
+
+
 class Iterate(NamedTuple):
     """What one iteration l of Algorithm 1 leaves behind."""
 
@@ -26,6 +34,11 @@ class Iterate(NamedTuple):
     z_primal: Tensor  # z_P^l   (B, n), the argument of the primal prox (before x is subtracted)
     primal: Tensor  # y^l     (B, n)
     extrapolated: Tensor  # ybar^l  (B, n)
+
+    @property
+    def state(self) -> State:
+        """This iterate as a starting point."""
+        return State(self.dual, self.primal, self.extrapolated)
 
 
 class Masks(NamedTuple):
@@ -44,14 +57,13 @@ class ChambollePock:
     tau: float  # primal step size
     theta: float  # extrapolation
 
-    def iterates(self, operator: Tensor, observation: Tensor) -> Iterator[Iterate]:
-        """Algorithm 1: yield the iterates l = 1, 2, ... without end.
+    def iterates(self, operator: Tensor, observation: Tensor, state: State | None = None) -> Iterator[Iterate]:
+        """Algorithm 1: yield the iterates l = 1, 2, ... without end, or those that follow `state`.
 
         operator (m, n), observation x (B, n); y^0 = ybar^0 = x, psi^0 = 0.
         """
         prox_dual, prox_primal = self.problem.prox_dual, self.problem.prox_primal
-        primal = extrapolated = observation
-        dual = observation.new_zeros(len(observation), len(operator))
+        dual, primal, extrapolated = self.start(operator, observation) if state is None else state
         while True:
             z_dual = torch.addmm(dual, extrapolated, operator.T, alpha=self.sigma)  # psi + sigma K ybar
             dual = prox_dual(z_dual)
@@ -59,6 +71,11 @@ class ChambollePock:
             previous, primal = primal, prox_primal(z_primal - observation) + observation
             extrapolated = primal + self.theta * (primal - previous)
             yield Iterate(z_dual, dual, z_primal, primal, extrapolated)
+
+    @staticmethod
+    def start(operator: Tensor, observation: Tensor) -> State:
+        """Where Algorithm 1 starts: psi^0 = 0, y^0 = ybar^0 = x."""
+        return State(observation.new_zeros(len(observation), len(operator)), observation, observation)
 
     def adjoints(self, operator: Tensor, masks: Iterable[Masks], grad: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Algorithm 2: yield (delta_P^l, delta_D^l) for l = L, L - 1, ..., one pair for each of `masks`.

@@ -111,13 +111,32 @@ class Evaluation:
     points: int = 100  # at least so many numbers of iterations, log-spaced
     frames: int | None = 1024  # test frames, drawn with the seed; all if null
     seed: int = 0
+    tolerance: float = 1e-6  # relative duality gap of the certified optima
+    max_iterations: int = 100_000  # of the algorithm that finds them
     batch_size: int = 256  # frames at a time
     jobs: int | None = None  # operators side by side, one thread each; one a core if null
 
     def __post_init__(self) -> None:
-        for name in ("iterations", "points", "frames", "batch_size", "jobs"):
+        for name in ("iterations", "points", "frames", "max_iterations", "batch_size", "jobs"):
             if getattr(self, name) is not None:
                 require_integer(f"evaluation.{name}", getattr(self, name), 1)
+        require_positive("evaluation.tolerance", self.tolerance)
+
+
+@dataclass
+class Theory:
+    """Which theorems are measured where."""
+
+    cells: list[str] = field(default_factory=list)  # trained operators beside the DCT, as folder names
+    frames: int = 64  # vertex frames that are measured
+    count_frames: int = 256  # test frames, drawn with the seed, among which they are the first
+    iterations: int = 100_000  # largest L and b
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require_integer("theory.frames", self.frames, 1)
+        require_integer("theory.count_frames", self.count_frames, self.frames)
+        require_integer("theory.iterations", self.iterations, 100)
 
 
 @dataclass
@@ -137,11 +156,13 @@ class Config:
     seed: int = 0
     data: Data = MISSING
     backprop: dict[str, Any] = MISSING
+    algorithm: dict[str, Any] = MISSING  # a pdunroll.optimum.Algorithm, for certified optima
     network: Network = field(default_factory=Network)
     optimization: Optimization = field(default_factory=Optimization)
     trainer: Trainer = MISSING
     tracking: Tracking = MISSING
     evaluation: Evaluation = field(default_factory=Evaluation)
+    theory: Theory = field(default_factory=Theory)
     figures: Figures = field(default_factory=Figures)
 
     def __post_init__(self) -> None:

@@ -2,6 +2,7 @@
 
 Writes to outputs/<name>/:
     evaluation.csv  one row per operator and number of iterations (DCT and no restoration too)
+    optima.csv      one row per operator: the certified optimum's error, and the duality gap after the last iteration
     training.csv    one row per operator: times, steps, validation errors
     metrics.json    the end points, for `dvc metrics`
     provenance.json command, seeds, commit and data behind them, for the figures
@@ -12,24 +13,22 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
 from omegaconf import DictConfig
 
-from pdunroll.config import CONF, Config, one_line_errors, run, settings
+from pdunroll.config import CONF, Config, build, one_line_errors, run, settings
 from pdunroll.errors import InputError
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
 log = logging.getLogger(__name__)
 
 # The code that decides what an evaluation gives.
-CODE = ("problem", "chambolle_pock", "inference", "frames", "quantizer")
+CODE = ("problem", "chambolle_pock", "optimum", "inference", "frames", "quantizer")
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="config")
@@ -66,6 +65,7 @@ def evaluate(config: Config) -> None:
     quantized = ((observation - truth) ** 2).mean(axis=1)
 
     rows: list[dict[str, Any]] = []
+    optima: list[dict[str, Any]] = []
 
     def add(key: dict[str, Any], errors: NDArray) -> None:
         mse = errors.astype(np.float64).mean(axis=1)
@@ -80,14 +80,17 @@ def evaluate(config: Config) -> None:
         delayed(frame_errors)(config, name, operator, truth, observation, grid, chosen) for name, operator in candidates
     )
     start = time.perf_counter()
-    for number, (key, (name, _), errors) in enumerate(zip(keys, candidates, work, strict=True), start=1):
-        add(key, errors)
+    for number, (key, (name, _), found) in enumerate(zip(keys, candidates, work, strict=True), start=1):
+        add(key, found["errors"])
+        optima.append({**key, **certificate(found, options.tolerance)})
         log.info(
-            "%d of %d  %s  test MSE %.4e after %d iterations  %.1f s",
-            number, len(candidates), name, rows[-1]["mse"], grid[-1], time.perf_counter() - start,
+            "%d of %d  %s  test MSE %.4e after %d iterations, %.4e at the optimum  %.1f s",
+            number, len(candidates), name, rows[-1]["mse"], grid[-1], optima[-1]["optimum_mse"],
+            time.perf_counter() - start,
         )  # fmt: skip
 
     write_table(config.outputs / "evaluation.csv", rows)
+    write_table(config.outputs / "optima.csv", optima)
     write_table(config.outputs / "training.csv", [{**cell_key(record), **record["results"]} for _, record in cells])
     write_json(config.outputs / "metrics.json", metrics(rows, grid[-1]))
     write_json(
@@ -156,16 +159,29 @@ def table_order(key: dict[str, Any]) -> tuple:
     return key["primal_mask"], key["backprop"], key["b"] or 0, key["l_training"], key["seed"]
 
 
+def certificate(found: dict[str, NDArray], tolerance: float) -> dict[str, Any]:
+    """The row of optima.csv, but for its key."""
+    import numpy as np
+
+    hard = found["iterations"] > 0
+    return {
+        "optimum_mse": float(found["optimum_errors"].mean()),
+        "certified": float((found["optimum_gaps"] <= tolerance).mean()),
+        "largest_optimum_gap": float(found["optimum_gaps"].max()),
+        "median_iterations": float(np.median(found["iterations"][hard])) if hard.any() else 0.0,
+        "median_gap": float(np.median(found["gaps"])),
+        "largest_gap": float(found["gaps"].max()),
+    }
+
+
 def frame_errors(
-    config: Config,
-    name: str,
-    operator: NDArray,
-    truth: NDArray,
-    observation: NDArray,
-    grid: NDArray,
-    chosen: Sequence[int],
-) -> NDArray[np.float32]:
-    """Errors (len(grid), frames) of one operator; from outputs/<name>/errors/ if they are there already."""
+    config: Config, name: str, operator: NDArray, truth: NDArray, observation: NDArray, grid: NDArray, chosen: NDArray
+) -> dict[str, NDArray]:
+    """What is known of each frame for one operator; from outputs/<name>/errors/ if it is there already.
+
+    errors (len(grid), frames) and gaps (frames,) of the last iterate; optimum_errors, optimum_gaps and iterations
+    (frames,) of the certified optimum.
+    """
     import hashlib
 
     import numpy as np
@@ -173,17 +189,18 @@ def frame_errors(
 
     from pdunroll.chambolle_pock import chambolle_pock
     from pdunroll.inference import error_curve
+    from pdunroll.optimum import solve
     from pdunroll.quantizer import radius
     from pdunroll.runs import atomic, digest, source_digest
 
+    options = config.evaluation
     parts = {"operator": operator, "truth": truth, "observation": observation, "grid": grid}
     identity = digest(
         {
-            **{
-                part: hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest() for part, array in parts.items()
-            },
+            **{part: hashlib.sha256(np.ascontiguousarray(array)).hexdigest() for part, array in parts.items()},
             "step_ratio": config.network.step_ratio,
             "extrapolation": config.network.extrapolation,
+            "solve": [config.algorithm, options.tolerance, options.max_iterations],
             "code": source_digest(CODE),
         }
     )
@@ -192,23 +209,38 @@ def frame_errors(
         try:
             with np.load(path) as stored:
                 if stored["identity"].item() == identity:
-                    return stored["errors"]
+                    return dict(stored)
         except (OSError, ValueError, KeyError):
             log.warning("%s is damaged and is made again", path)
 
     torch.set_num_threads(1)
     device = "cuda" if config.trainer.accelerator == "gpu" else "cpu"
-    tensors = [torch.from_numpy(array).to(device) for array in (operator, truth, observation)]
-    algorithm = chambolle_pock(
-        tensors[0],
+    K, y, x = (torch.from_numpy(array).to(device) for array in (operator, truth, observation))
+    steps = chambolle_pock(
+        K,
         radius=radius(config.data.bits),
         step_ratio=config.network.step_ratio,
         extrapolation=config.network.extrapolation,
     )
-    errors = error_curve(algorithm, *tensors, grid.tolist(), config.evaluation.batch_size)
+    errors, gaps = error_curve(steps, K, y, x, grid.tolist(), options.batch_size)
+    optimum = solve(
+        K,
+        x,
+        radius=radius(config.data.bits),
+        tolerance=options.tolerance,
+        max_iterations=options.max_iterations,
+        algorithm=build(config.algorithm),
+    )
+    found = {
+        "errors": errors,
+        "gaps": gaps,
+        "optimum_errors": (optimum.primal - y).double().square().mean(dim=1).cpu().numpy(),
+        "optimum_gaps": optimum.gap.cpu().numpy(),
+        "iterations": optimum.iterations.cpu().numpy(),
+    }
     with atomic(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, errors=errors, grid=grid, frames=chosen, identity=identity)
-    return errors
+        np.savez(file, **found, grid=grid, frames=chosen, identity=identity)
+    return found
 
 
 def metrics(rows: list[dict[str, Any]], last: int) -> dict[str, Any]:

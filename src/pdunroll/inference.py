@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pdunroll.chambolle_pock import ChambollePock
+from pdunroll.optimum import duality_gap
 
 
 def log_grid(iterations: int, points: int, include: Sequence[int] = ()) -> NDArray[np.int64]:
@@ -30,13 +31,14 @@ def error_curve(
     observation: Tensor,
     grid: Sequence[int],
     batch_size: int,
-) -> NDArray[np.float32]:
-    """Mean squared error of each frame after each number of iterations in `grid` (ascending).
+) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """Mean squared error of each frame after each number of iterations in `grid` (ascending), and the gap at its end.
 
-    operator (m, n); truth y and observation x (frames, n); returns (len(grid), frames). Iterates as in training:
-    Algorithm 1 from y^0 = x, in the dtype of its arguments.
+    operator (m, n); truth y and observation x (frames, n). Returns the errors (len(grid), frames) and the relative
+    duality gaps (frames,) of the last iterate. Iterates as in training: Algorithm 1 from y^0 = x, in their dtype.
     """
-    curves = []
+    curves, gaps = [], []
+    wide = operator.double()
     for y, x in zip(truth.split(batch_size), observation.split(batch_size), strict=True):
         wanted = iter(grid)
         following = next(wanted)
@@ -47,4 +49,6 @@ def error_curve(
                 if (following := next(wanted, None)) is None:
                     break
         curves.append(torch.stack(curve).cpu())
-    return torch.cat(curves, dim=1).numpy()
+        pair = iterate.primal.double(), iterate.dual.double()
+        gaps.append(duality_gap(algorithm.problem, wide, x.double(), *pair).cpu())
+    return torch.cat(curves, dim=1).numpy(), torch.cat(gaps).numpy()

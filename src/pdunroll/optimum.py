@@ -1,0 +1,294 @@
+"""Certified optima of the lower-level problem: a primal-dual pair and its duality gap, for each frame.
+
+    y* in argmin_y ||K y||_1   subject to   ||y - x||_inf <= radius
+
+An algorithm (strategy object) iterates the frames of a batch together. Each frame that its duality gap certifies leaves
+the batch. Since optima are vertices of a polytope as a rule, the masks of the proximal operators settle after finitely
+many iterations; from then on one linear solve gives the vertex itself (`polish`).
+"""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pdunroll.chambolle_pock import ChambollePock, Masks, State, chambolle_pock
+from pdunroll.errors import InputError, require_integer, require_positive
+from pdunroll.problem import Dequantization, active_set_mask, dual_mask
+
+
+class Solution(NamedTuple):
+    """What `solve` found for each of B frames."""
+
+    primal: Tensor  # y  (B, n), feasible
+    dual: Tensor  # psi  (B, m), feasible
+    gap: Tensor  # (B,) relative duality gap, float64
+    iterations: Tensor  # (B,) iterations taken; 0 for trivial frames
+
+
+class Point(NamedTuple):
+    """A feasible primal-dual pair of an algorithm, with the arguments of the proximal operators that gave it."""
+
+    z_dual: Tensor  # (B, m)
+    dual: Tensor  # (B, m)
+    z_primal: Tensor  # (B, n)
+    primal: Tensor  # (B, n)
+
+
+def duality_gap(problem: Dequantization, operator: Tensor, observation: Tensor, primal: Tensor, dual: Tensor) -> Tensor:
+    """Relative duality gap of feasible pairs, (B,), in closed form:
+
+        ||K y||_1 - (x^T K^T psi - radius ||K^T psi||_1), divided by ||K y||_1.
+
+    Summed as terms that are not negative each, so that small gaps do not drown in the rounding of two large numbers.
+    """
+    image, slope = primal @ operator.T, dual @ operator  # K y, K^T psi
+    absolute = (image.abs() - dual * image).sum(dim=1)
+    absolute += (problem.radius * slope.abs() + slope * (primal - observation)).sum(dim=1)
+    objective = image.abs().sum(dim=1)
+    return absolute.clamp(min=0.0) / objective.clamp(min=torch.finfo(objective.dtype).tiny)
+
+
+def trivial(problem: Dequantization, observation: Tensor) -> Tensor:
+    """Which frames have y* = 0: where 0 is feasible, (B,)."""
+    return (observation.abs() <= problem.radius).all(dim=1)
+
+
+class Algorithm(ABC):
+    """A way to iterate towards the optimum of every frame of a batch."""
+
+    @abstractmethod
+    def points(self, algorithm: ChambollePock, operator: Tensor, observation: Tensor) -> Iterator[Point]:
+        """Yield one feasible point an iteration, without end. Accepts by `send` a boolean tensor (B,) of the frames to
+        keep; the batch then shrinks to these."""
+
+
+@dataclass(frozen=True)
+class PlainChambollePock(Algorithm):
+    """Chambolle-Pock as it stands (Algorithm 1)."""
+
+    def points(self, algorithm, operator, observation):
+        state = None
+        while True:
+            for iterate in algorithm.iterates(operator, observation, state):
+                keep = yield Point(*iterate[:4])
+                if keep is not None:
+                    observation, state = observation[keep], State(*(part[keep] for part in iterate.state))
+                    break
+
+
+@dataclass(frozen=True)
+class RestartedHalpern(Algorithm):
+    """Restarted reflected Halpern primal-dual hybrid gradient, restarted per frame.
+
+    With T one primal-dual step and z = (y, psi), anchored at the point z^0 of the last restart,
+
+        z^{k+1} = (k+1)/(k+2) (2 T(z^k) - z^k) + 1/(k+2) z^0.
+
+    A frame restarts from T(z^k) when its fixed-point residual has fallen to `sufficient` of that at the last restart,
+    or to `necessary` of it and now rises, or when the stretch is `artificial` of all its iterations. At a restart the
+    primal weight moves towards the ratio of the distances travelled in dual and primal.
+    Source: Lu and Yang, "Restarted Halpern PDHG for linear programming" (2024), as in cuPDLPx.
+    """
+
+    sufficient: float = 0.2
+    necessary: float = 0.8
+    artificial: float = 0.36
+    smoothing: float = 0.5  # of the primal weight, on a logarithmic scale
+    period: int = 10  # iterations between looks at the residual
+
+    def points(self, algorithm, operator, observation):
+        B = len(observation)
+        scale = (algorithm.sigma * algorithm.tau) ** 0.5  # 0.99 / ||K||_2
+        column = observation.new_ones(B, 1)
+        weight = column * (algorithm.sigma / algorithm.tau) ** 0.5
+        y, psi = observation.clone(), observation.new_zeros(B, len(operator))
+        y0, psi0 = y, psi
+        k, total = torch.zeros_like(column), 0
+        first, last = column * torch.inf, column * torch.inf  # residuals: at the restart, at the last look
+        while True:
+            sigma, tau = scale * weight, scale / weight
+            z_primal = y - tau * (psi @ operator)
+            y_next = algorithm.problem.prox_primal(z_primal - observation) + observation
+            z_dual = psi + sigma * ((2.0 * y_next - y) @ operator.T)
+            psi_next = algorithm.problem.prox_dual(z_dual)
+            keep = yield Point(z_dual, psi_next, z_primal, y_next)
+            total += 1
+            restart = None
+            if total % self.period == 0 or total == 1:
+                residual = (
+                    (y_next - y).square().sum(1, keepdim=True) / tau
+                    + (psi_next - psi).square().sum(1, keepdim=True) / sigma
+                ).sqrt()
+                first = torch.where(torch.isinf(first), residual, first)
+                restart = (
+                    (residual <= self.sufficient * first)
+                    | ((residual <= self.necessary * first) & (residual > last))
+                    | (k >= self.artificial * total)
+                ) & (k > 0)
+                last = residual
+            share = (k + 1.0) / (k + 2.0)
+            y = share * (2.0 * y_next - y) + (1.0 - share) * y0
+            psi = share * (2.0 * psi_next - psi) + (1.0 - share) * psi0
+            k = k + 1.0
+            if restart is not None and restart.any():
+                travelled = [(a - b).norm(dim=1, keepdim=True) for a, b in ((psi_next, psi0), (y_next, y0))]
+                moved = (travelled[0] > 1e-12) & (travelled[1] > 1e-12) & restart
+                ratio = torch.where(moved, travelled[0] / travelled[1].clamp(min=1e-300), weight)
+                weight = torch.where(moved, ratio**self.smoothing * weight ** (1 - self.smoothing), weight)
+                y, psi = torch.where(restart, y_next, y), torch.where(restart, psi_next, psi)
+                y0, psi0 = torch.where(restart, y, y0), torch.where(restart, psi, psi0)
+                k = torch.where(restart, 0.0, k)
+                first, last = (torch.where(restart, torch.inf, r) for r in (first, last))
+            if keep is not None:
+                observation, weight, y, psi, y0, psi0, k, first, last = (
+                    tensor[keep] for tensor in (observation, weight, y, psi, y0, psi0, k, first, last)
+                )
+
+
+def gathered(operator: Tensor, masks: Masks) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Ktilde of each frame as the upper left block of a square matrix, (B, s, s), completed by an identity.
+
+    Returns it, the row and column numbers in that order (free ones first), (B, s) each, and which frames have as many
+    free dual as free primal entries (vertices), (B,). For those the matrix is [[Ktilde, 0], [0, I]].
+    """
+    rows_free, columns_free = masks.dual.sum(dim=1), masks.primal.sum(dim=1)
+    s = int(torch.maximum(rows_free, columns_free).max()) if len(rows_free) else 0
+    s = min(s, *operator.shape)
+    rows = masks.dual.int().argsort(dim=1, descending=True, stable=True)[:, :s]
+    columns = masks.primal.int().argsort(dim=1, descending=True, stable=True)[:, :s]
+    place = torch.arange(s, device=operator.device)
+    in_rows, in_columns = place < rows_free[:, None], place < columns_free[:, None]
+    block = operator[rows[:, :, None], columns[:, None, :]] * (in_rows[:, :, None] & in_columns[:, None, :])
+    identity = torch.diag_embed((~in_rows & ~in_columns).to(operator.dtype))
+    return block + identity, rows, columns, rows_free == columns_free
+
+
+def polish(
+    problem: Dequantization, operator: Tensor, observation: Tensor, point: Point
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The vertex that the masks at `point` describe: primal (B, n), dual (B, m), and whether there is one, (B,).
+
+    Free rows of K y are 0 and fixed entries of y at the border of the box; fixed entries of psi are the signs of K y
+    and free columns of K^T psi are 0:
+
+        Ktilde y_free = -K[free, fixed] y_fixed        Ktilde^T psi_free = -K[fixed, free]^T psi_fixed
+
+    What comes out is projected to feasibility; its duality gap says whether it is optimal.
+    """
+    masks = Masks(dual_mask(point.z_dual), active_set_mask(problem, point.z_primal, observation))
+    primal = torch.where(masks.primal, 0.0, point.primal)
+    dual = torch.where(masks.dual, 0.0, point.dual)
+    block, rows, columns, vertex = gathered(operator, masks)
+    block[~vertex] = torch.eye(block.shape[1], dtype=block.dtype, device=block.device)
+    factors, pivots, info = torch.linalg.lu_factor_ex(block)
+    vertex = vertex & (info == 0)
+    in_rows, in_columns = masks.dual.gather(1, rows), masks.primal.gather(1, columns)
+    right = -(primal @ operator.T).gather(1, rows) * in_rows
+    left = -(dual @ operator).gather(1, columns) * in_columns
+    primal_free = torch.linalg.lu_solve(factors, pivots, right[:, :, None])[:, :, 0]
+    dual_free = torch.linalg.lu_solve(factors, pivots, left[:, :, None], adjoint=True)[:, :, 0]
+    primal = primal.scatter_add(1, columns, primal_free.nan_to_num() * in_columns)
+    dual = dual.scatter_add(1, rows, dual_free.nan_to_num() * in_rows)
+    return problem.prox_primal(primal - observation) + observation, problem.prox_dual(dual), vertex
+
+
+def solve(
+    operator: Tensor,
+    observation: Tensor,
+    *,
+    radius: float,
+    tolerance: float = 1e-6,
+    max_iterations: int = 100_000,
+    algorithm: Algorithm | None = None,
+    polished: bool = True,
+) -> Solution:
+    """Solve the lower-level problem for every frame, to a certified relative duality gap.
+
+    Args:
+        operator: K, (m, n); observation: x, (B, n). Computed in float64; the result has the dtype of `observation`.
+        radius: half a quantization step, > 0.
+        tolerance: the relative duality gap to reach, > 0.
+        max_iterations: where to stop; a warning then says how many frames are not certified.
+        algorithm: `RestartedHalpern()` (default) or `PlainChambollePock()`, or your own.
+        polished: whether to try the vertex once a frame's masks have settled.
+
+    Raises:
+        InputError: for shapes, settings or an operator out of range.
+    """
+    if operator.ndim != 2 or observation.ndim != 2 or operator.shape[1] != observation.shape[1]:
+        shapes = f"{tuple(operator.shape)} and {tuple(observation.shape)}"
+        raise InputError(f"operator and observation must have shapes (m, n) and (B, n), got {shapes}")
+    require_positive("tolerance", tolerance)
+    require_integer("max_iterations", max_iterations, 1)
+    with torch.no_grad():
+        return _solve(
+            operator, observation, radius, tolerance, max_iterations, algorithm or RestartedHalpern(), polished
+        )
+
+
+LOOK = 25  # iterations between looks at the gap
+
+
+def _solve(operator, observation, radius, tolerance, max_iterations, strategy, polished):
+    wide, x = operator.double(), observation.double()
+    steps = chambolle_pock(wide, radius=radius)
+    problem = steps.problem
+    B = len(x)
+    result = Solution(
+        primal=torch.zeros_like(x),
+        dual=x.new_zeros(B, len(wide)),
+        gap=x.new_zeros(B),
+        iterations=torch.zeros(B, dtype=torch.int64, device=x.device),
+    )
+    active = (~trivial(problem, x)).nonzero()[:, 0]
+    x = x[active]
+    iterates = strategy.points(steps, wide, x)
+    masks = None
+    point = next(iterates) if len(active) else None
+    count = 1
+    while len(active):
+        keep = None
+        if count % LOOK == 0 or count >= max_iterations:
+            primal, dual = point.primal, point.dual
+            gap = duality_gap(problem, wide, x, primal, dual)
+            fresh = Masks(dual_mask(point.z_dual), active_set_mask(problem, point.z_primal, x))
+            if polished and masks is not None:
+                settled = (fresh.dual == masks.dual).all(1) & (fresh.primal == masks.primal).all(1)
+                chosen = (settled & (fresh.dual.sum(1) == fresh.primal.sum(1))).nonzero()[:, 0]
+                if len(chosen):
+                    vertex_primal, vertex_dual, found = polish(
+                        problem, wide, x[chosen], Point(*(tensor[chosen] for tensor in point))
+                    )
+                    vertex_gap = duality_gap(problem, wide, x[chosen], vertex_primal, vertex_dual)
+                    better = found & (vertex_gap < gap[chosen])
+                    chosen = chosen[better]
+                    primal = primal.index_copy(0, chosen, vertex_primal[better])
+                    dual = dual.index_copy(0, chosen, vertex_dual[better])
+                    gap = gap.index_copy(0, chosen, vertex_gap[better])
+            done = (gap <= tolerance) | (count >= max_iterations)
+            if done.any():
+                finished = active[done]
+                result.primal[finished], result.dual[finished] = primal[done], dual[done]
+                result.gap[finished] = gap[done]
+                result.iterations[finished] = count
+                keep = ~done
+                active, x = active[keep], x[keep]
+                fresh = Masks(fresh.dual[keep], fresh.primal[keep])
+            masks = fresh
+        if len(active):
+            point = iterates.send(keep)
+            count += 1
+    if (missed := int((result.gap > tolerance).sum())) > 0:
+        warnings.warn(
+            f"{missed} of {B} frames are not certified to {tolerance:g} after {max_iterations} iterations "
+            f"(largest gap {float(result.gap.max()):.1e}); raise max_iterations",
+            stacklevel=3,
+        )
+    return result._replace(primal=result.primal.to(observation.dtype), dual=result.dual.to(observation.dtype))
