@@ -55,6 +55,7 @@ def smoke(tmp_path_factory) -> Path:
         ("prepare", ()),
         ("train", ("-m",)),
         ("evaluate", ()),
+        ("theory", ()),
         ("figures", ()),
     ):
         done = command(name, *arguments, "experiment=smoke", cwd=folder)

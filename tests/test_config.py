@@ -16,7 +16,7 @@ import pdunroll
 from pdunroll.config import CONF, InputError, build, settings
 from pdunroll.speech import IEEE, Folder, Synthetic
 
-GROUPS = ("data", "backprop", "experiment", "sweep", "trainer", "tracking")
+GROUPS = ("data", "backprop", "algorithm", "experiment", "sweep", "trainer", "tracking")
 
 
 def options(group: str) -> list[str]:
@@ -31,7 +31,8 @@ def composed(*overrides: str, hydra: bool = False):
 def test_groups_are_those_of_the_folder():
     assert sorted(path.name for path in Path(CONF).iterdir() if path.is_dir()) == sorted([*GROUPS, "hydra"])
     assert options("data") == ["folder", "ieee", "synthetic"]
-    assert options("backprop") == ["full", "truncated"]
+    assert options("backprop") == ["full", "implicit", "truncated"]
+    assert options("algorithm") == ["chambolle_pock", "halpern"]
     assert options("experiment") == ["demo", "paper", "quick", "smoke"]
     assert options("sweep") == ["regime1", "regime2", "regime3", "regimes"]
     assert options("tracking") == ["off", "offline", "online"]
@@ -42,7 +43,8 @@ def test_every_preset_is_instantiated(group, option):
     config = settings(composed(f"{group}={option}", "data.root=somewhere"))
     source, strategy = build(config.data.source), build(config.backprop["strategy"])
     assert isinstance(source, Synthetic | IEEE | Folder)
-    assert isinstance(strategy, pdunroll.Full | pdunroll.Truncated)
+    assert isinstance(strategy, pdunroll.Full | pdunroll.Truncated | pdunroll.Implicit)
+    assert isinstance(build(config.algorithm), pdunroll.RestartedHalpern | pdunroll.PlainChambollePock)
 
 
 @pytest.mark.parametrize(("backprop", "mask"), [*itertools.product(("full", "truncated"), ("active_set", "released"))])
@@ -118,6 +120,10 @@ def test_cell_folder_names_tell_cells_apart():
         ("data.frame_length=0", "data.frame_length"),
         ("seed=-1", "seed"),
         ("evaluation.iterations=0", "evaluation.iterations"),
+        ("evaluation.tolerance=0", "evaluation.tolerance"),
+        ("theory.frames=0", "theory.frames"),
+        ("theory.count_frames=1", "theory.count_frames"),
+        ("theory.iterations=10", "theory.iterations"),
         ("trainer.threads=0", "trainer.threads"),
         ("trainer.accelerator=tpu", "trainer.accelerator"),
         ("tracking.mode=loud", "tracking.mode"),
@@ -141,7 +147,7 @@ def test_settings_of_the_wrong_type_or_name_are_refused():
             composed(override)
 
 
-@pytest.mark.parametrize("name", ["prepare", "train", "evaluate", "figures", "settings"])
+@pytest.mark.parametrize("name", ["prepare", "train", "evaluate", "theory", "figures", "settings"])
 def test_help_needs_no_torch(name):
     program = (
         f"import sys, runpy; sys.argv = ['pdunroll.{name}', '--help']\n"

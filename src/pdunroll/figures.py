@@ -1,14 +1,14 @@
 """The paper's Figures 3 and 4 and a short table of results.  python -m pdunroll.figures [experiment=...]
 
-Reads evaluation.csv, training.csv and provenance.json in outputs/<name>/, nothing else; writes regimes.{png,svg} and
-interpretability.{png,svg} to outputs/<name>/figures/ and the table to results.txt.
+Reads evaluation.csv, optima.csv, training.csv and provenance.json in outputs/<name>/, nothing else; writes
+regimes.{png,svg} and interpretability.{png,svg} to outputs/<name>/figures/ and the table to results.txt.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 
 from pdunroll.config import CONF, one_line_errors, run, settings
 from pdunroll.errors import InputError
+from pdunroll.plotting import MASK_TITLES, save, set_style
 from pdunroll.runs import atomic, read_json, read_table
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 NAMES = ("regimes", "interpretability")
-MASK_TITLES = {"active_set": "active-set mask (the paper's formula)", "released": "released mask (the authors' code)"}
 # dark and light, so that they differ in greyscale, too
 COLOURS = {"full": "#1f3a68", "truncated": "#e8871e"}
 MARKERS = {"full": "o", "truncated": "s"}
@@ -38,17 +38,15 @@ def main(cfg: DictConfig) -> None:
         config = settings(cfg)
         command = f"python -m pdunroll.evaluate experiment={config.name}"
         evaluation = read_table(config.outputs / "evaluation.csv", command)
+        optima = read_table(config.outputs / "optima.csv", command)
         training = read_table(config.outputs / "training.csv", command)
         origin = footnote(read_json(config.outputs / "provenance.json", ("command", "seeds", "commit", "data")))
 
-        import matplotlib
-
-        matplotlib.use("Agg")
-        matplotlib.rcParams.update({"svg.hashsalt": "pdunroll", "font.size": 9, "axes.grid": True, "grid.alpha": 0.25})
+        set_style()
         folder = config.outputs / "figures"
         drawn = (
             regimes(evaluation, training, config.figures.regime_borders),
-            interpretability(evaluation, config.figures.l_training),
+            interpretability(evaluation, config.figures.l_training, optima),
         )
         for figure, name in zip(drawn, NAMES, strict=True):
             save(figure, folder / name, origin)
@@ -65,18 +63,6 @@ def footnote(provenance: dict[str, Any]) -> str:
         f"{provenance['command']}   seed {seeds}   commit {provenance['commit'][:12]}   "
         f"data: {provenance['data'][:35]}   {provenance['test_frames']} test frames"
     )
-
-
-def save(figure: Figure, stem: Path, origin: str) -> None:
-    """Write a figure as stem.png and stem.svg, with its origin as a footnote."""
-    import matplotlib.pyplot as plt
-
-    figure.get_layout_engine().set(rect=(0, 0.04, 1, 0.96))  # room for it; the legends keep clear by borderaxespad
-    figure.text(0.5, 0.006, origin, fontsize=6, color="0.4", ha="center")
-    for kind, metadata in (("png", None), ("svg", {"Date": None})):
-        with atomic(stem.with_suffix(f".{kind}")) as temporary:
-            figure.savefig(temporary, format=kind, dpi=160, metadata=metadata)
-    plt.close(figure)
 
 
 def trained(rows: list[Row]) -> list[Row]:
@@ -212,8 +198,9 @@ def mark_regimes(ax: Axes, depths: list[int], borders: list[float]) -> None:
     ax.set_xlim(-0.6, len(depths) - 0.4)
 
 
-def interpretability(evaluation: list[Row], l_training: list[int] | None) -> Figure:
-    """Figure 4: test MSE after every number of iterations; a ring marks L_training on its curve."""
+def interpretability(evaluation: list[Row], l_training: list[int] | None, optima: Sequence[Row] = ()) -> Figure:
+    """Figure 4: test MSE after every number of iterations. A ring marks L_training on its curve, a stroke on the right
+    the certified optimum that the curve tends to."""
     import matplotlib.pyplot as plt
 
     rows = trained(evaluation)
@@ -225,6 +212,7 @@ def interpretability(evaluation: list[Row], l_training: list[int] | None) -> Fig
             )
         depths = shown
     names = masks(evaluation)
+    last = max(row["l_inference"] for row in rows)
     figure, axes = plt.subplots(
         1, len(names), figsize=(max(7.5, 1.2 + 4.6 * len(names)), 4.8), sharey=True, squeeze=False, layout="constrained"
     )
@@ -232,6 +220,7 @@ def interpretability(evaluation: list[Row], l_training: list[int] | None) -> Fig
         for kind, label, line in (("none", "quantized", "--"), ("dct", "DCT (untrained)", "-")):
             mine = [row for row in evaluation if row["backprop"] == kind]
             ax.plot(*curve(mine), color="0.55", linestyle=line, linewidth=1.6, label=label)
+            mark_optimum(ax, [row for row in optima if row["backprop"] == kind], last, "0.55")
         mine = [row for row in rows if row["primal_mask"] == name]
         for number, mode in enumerate(modes(mine)):
             look = style(mode, number)
@@ -244,6 +233,8 @@ def interpretability(evaluation: list[Row], l_training: list[int] | None) -> Fig
                     counts, values, color=look["color"], linestyle=DASHES[dash % len(DASHES)], linewidth=1.5,
                     label=f"{mode_label(mode)}, L = {depth}",
                 )  # fmt: skip
+                same = [r for r in optima if key(r)[:4] == (name, *mode, depth)]
+                mark_optimum(ax, same, last, look["color"])
                 ax.plot(
                     depth, values[counts.index(depth)], marker=look["marker"], markersize=7, markerfacecolor="white",
                     markeredgecolor=look["color"], markeredgewidth=1.6, linestyle="none",
@@ -257,8 +248,14 @@ def interpretability(evaluation: list[Row], l_training: list[int] | None) -> Fig
     figure.legend(
         *axes[0][0].get_legend_handles_labels(), loc="outside lower center", borderaxespad=1.8, ncols=4, fontsize=8
     )
-    figure.suptitle("Interpretability: error against iterations in inference (ring: iterations in training)")
+    figure.suptitle("Interpretability: error against iterations in inference (ring: as in training, stroke: optimum)")
     return figure
+
+
+def mark_optimum(ax: Axes, optima: list[Row], last: int, colour: str) -> None:
+    """A stroke at the right end: the error of the certified optimum, mean over seeds."""
+    if optima:
+        ax.plot(1.25 * last, mean([row["optimum_mse"] for row in optima]), marker="_", markersize=9, color=colour)
 
 
 def curve(rows: list[Row]) -> tuple[list[int], list[float]]:

@@ -30,7 +30,8 @@ def main(cfg: DictConfig) -> None:
                 "optimization": asdict(config.optimization),
                 "sweep": dict(HydraConfig.get().sweeper.params or {}),
             },
-            "evaluation": asdict(config.evaluation),
+            "evaluation": {**asdict(config.evaluation), "algorithm": config.algorithm},
+            "theory": asdict(config.theory),
             "figures": asdict(config.figures),
         }
         with atomic(config.outputs / "settings.yaml") as temporary:

@@ -49,7 +49,7 @@ def measure(config: Config) -> None:
     from pdunroll.theory_figures import draw
 
     options = config.theory
-    torch.set_num_threads(config.evaluation.threads or torch.get_num_threads())
+    torch.set_num_threads(config.trainer.threads)
     test = load(config.prepared, "test")
     order = np.random.default_rng(options.seed).permutation(len(test.truth))[: options.count_frames]
     truth, observation = (torch.from_numpy(array[order]).double() for array in (test.truth, test.observation))

@@ -6,7 +6,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pdunroll.figures import MASK_TITLES, save
+from pdunroll.plotting import MASK_TITLES, save, set_style
 from pdunroll.runs import read_table
 
 if TYPE_CHECKING:
@@ -21,10 +21,7 @@ COMMAND = "python -m pdunroll.theory"
 
 def draw(folder: Path, origin: str) -> None:
     """Write fidelity, decay and settling as .png and .svg beside the tables in `folder`."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    matplotlib.rcParams.update({"svg.hashsalt": "pdunroll", "font.size": 9, "axes.grid": True, "grid.alpha": 0.25})
+    set_style()
     tables = {name: read_table(folder / f"{name}.csv", COMMAND) for name in ("fidelity", "decay", "settling", "fits")}
     save(fidelity(tables["fidelity"]), folder / "fidelity", origin)
     save(decay(tables["decay"], tables["fits"]), folder / "decay", origin)

@@ -1,0 +1,33 @@
+"""What all figures share: their style, their names for things, and how they are written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pdunroll.runs import atomic
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MASK_TITLES = {"active_set": "active-set mask (the paper's formula)", "released": "released mask (the authors' code)"}
+
+
+def set_style() -> None:
+    """Draw without a screen, with the same bytes each time."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams.update({"svg.hashsalt": "pdunroll", "font.size": 9, "axes.grid": True, "grid.alpha": 0.25})
+
+
+def save(figure: Figure, stem: Path, origin: str) -> None:
+    """Write a figure as stem.png and stem.svg, with its origin as a footnote."""
+    import matplotlib.pyplot as plt
+
+    figure.get_layout_engine().set(rect=(0, 0.04, 1, 0.96))  # room for it; the legends keep clear by borderaxespad
+    figure.text(0.5, 0.006, origin, fontsize=6, color="0.4", ha="center")
+    for kind, metadata in (("png", None), ("svg", {"Date": None})):
+        with atomic(stem.with_suffix(f".{kind}")) as temporary:
+            figure.savefig(temporary, format=kind, dpi=160, metadata=metadata)
+    plt.close(figure)
