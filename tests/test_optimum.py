@@ -18,7 +18,11 @@ from pdunroll.optimum import duality_gap, trivial
 from pdunroll.problem import Dequantization
 from test_backprop import ETA, SHAPES, problem, relative
 
-ALGORITHMS = [pdunroll.RestartedHalpern(), pdunroll.PlainChambollePock()]
+ALGORITHMS = [
+    pdunroll.RestartedHalpern(),
+    pdunroll.RestartedHalpern(polished=False),
+    pdunroll.PlainChambollePock(),
+]
 
 
 @pytest.fixture(scope="module")

@@ -60,8 +60,14 @@ def trivial(problem: Dequantization, observation: Tensor) -> Tensor:
     return (observation.abs() <= problem.radius).all(dim=1)
 
 
+@dataclass(frozen=True, kw_only=True)
 class Algorithm(ABC):
-    """A way to iterate towards the optimum of every frame of a batch."""
+    """A way to iterate towards the optimum of every frame of a batch.
+
+    `polished`: whether `solve` tries the vertex (see `polish`) once a frame's masks have settled.
+    """
+
+    polished: bool = True
 
     @abstractmethod
     def points(self, algorithm: ChambollePock, operator: Tensor, observation: Tensor) -> Iterator[Point]:
@@ -69,7 +75,7 @@ class Algorithm(ABC):
         keep; the batch then shrinks to these."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PlainChambollePock(Algorithm):
     """Chambolle-Pock as it stands (Algorithm 1)."""
 
@@ -83,7 +89,7 @@ class PlainChambollePock(Algorithm):
                     break
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RestartedHalpern(Algorithm):
     """Restarted reflected Halpern primal-dual hybrid gradient, restarted per frame.
 
@@ -207,7 +213,6 @@ def solve(
     tolerance: float = 1e-6,
     max_iterations: int = 100_000,
     algorithm: Algorithm | None = None,
-    polished: bool = True,
 ) -> Solution:
     """Solve the lower-level problem for every frame, to a certified relative duality gap.
 
@@ -217,7 +222,6 @@ def solve(
         tolerance: the relative duality gap to reach, > 0.
         max_iterations: where to stop; a warning then says how many frames are not certified.
         algorithm: `RestartedHalpern()` (default) or `PlainChambollePock()`, or your own.
-        polished: whether to try the vertex once a frame's masks have settled.
 
     Raises:
         InputError: for shapes, settings or an operator out of range.
@@ -228,15 +232,13 @@ def solve(
     require_positive("tolerance", tolerance)
     require_integer("max_iterations", max_iterations, 1)
     with torch.no_grad():
-        return _solve(
-            operator, observation, radius, tolerance, max_iterations, algorithm or RestartedHalpern(), polished
-        )
+        return _solve(operator, observation, radius, tolerance, max_iterations, algorithm or RestartedHalpern())
 
 
 LOOK = 25  # iterations between looks at the gap
 
 
-def _solve(operator, observation, radius, tolerance, max_iterations, strategy, polished):
+def _solve(operator, observation, radius, tolerance, max_iterations, strategy):
     wide, x = operator.double(), observation.double()
     steps = chambolle_pock(wide, radius=radius)
     problem = steps.problem
@@ -259,7 +261,7 @@ def _solve(operator, observation, radius, tolerance, max_iterations, strategy, p
             primal, dual = point.primal, point.dual
             gap = duality_gap(problem, wide, x, primal, dual)
             fresh = Masks(dual_mask(point.z_dual), active_set_mask(problem, point.z_primal, x))
-            if polished and masks is not None:
+            if strategy.polished and masks is not None:
                 settled = (fresh.dual == masks.dual).all(1) & (fresh.primal == masks.primal).all(1)
                 chosen = (settled & (fresh.dual.sum(1) == fresh.primal.sum(1))).nonzero()[:, 0]
                 if len(chosen):
