@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -70,17 +70,21 @@ class Algorithm(ABC):
     polished: bool = True
 
     @abstractmethod
-    def points(self, algorithm: ChambollePock, operator: Tensor, observation: Tensor) -> Iterator[Point]:
-        """Yield one feasible point an iteration, without end. Accepts by `send` a boolean tensor (B,) of the frames to
-        keep; the batch then shrinks to these."""
+    def points(
+        self, algorithm: ChambollePock, operator: Tensor, observation: Tensor, start: Point | None
+    ) -> Generator[Point, Tensor | None, None]:
+        """Yield one feasible point an iteration, without end, from y = x and psi = 0 or from `start`.
+
+        Accepts by `send` a boolean tensor (B,) of the frames to keep; the batch then shrinks to these.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlainChambollePock(Algorithm):
     """Chambolle-Pock as it stands (Algorithm 1)."""
 
-    def points(self, algorithm, operator, observation):
-        state = None
+    def points(self, algorithm, operator, observation, start):
+        state = None if start is None else State(start.dual, start.primal, start.primal)
         while True:
             for iterate in algorithm.iterates(operator, observation, state):
                 keep = yield Point(*iterate[:4])
@@ -109,12 +113,12 @@ class RestartedHalpern(Algorithm):
     smoothing: float = 0.5  # of the primal weight, on a logarithmic scale
     period: int = 10  # iterations between looks at the residual
 
-    def points(self, algorithm, operator, observation):
+    def points(self, algorithm, operator, observation, start):
         B = len(observation)
         scale = (algorithm.sigma * algorithm.tau) ** 0.5  # 0.99 / ||K||_2
         column = observation.new_ones(B, 1)
         weight = column * (algorithm.sigma / algorithm.tau) ** 0.5
-        y, psi = observation.clone(), observation.new_zeros(B, len(operator))
+        y, psi = (observation, observation.new_zeros(B, len(operator))) if start is None else (start.primal, start.dual)
         y0, psi0 = y, psi
         k, total = torch.zeros_like(column), 0
         first, last = column * torch.inf, column * torch.inf  # residuals: at the restart, at the last look
@@ -146,7 +150,7 @@ class RestartedHalpern(Algorithm):
             if restart is not None and restart.any():
                 travelled = [(a - b).norm(dim=1, keepdim=True) for a, b in ((psi_next, psi0), (y_next, y0))]
                 moved = (travelled[0] > 1e-12) & (travelled[1] > 1e-12) & restart
-                ratio = torch.where(moved, travelled[0] / travelled[1].clamp(min=1e-300), weight)
+                ratio = torch.where(moved, travelled[0] / travelled[1].clamp(min=1e-12), weight)
                 weight = torch.where(moved, ratio**self.smoothing * weight ** (1 - self.smoothing), weight)
                 y, psi = torch.where(restart, y_next, y), torch.where(restart, psi_next, psi)
                 y0, psi0 = torch.where(restart, y, y0), torch.where(restart, psi, psi0)
@@ -236,61 +240,81 @@ def solve(
 
 
 LOOK = 25  # iterations between looks at the gap
+SINGLE = 2000  # iterations in float32 first, twice as fast; the gap and the vertex are computed in float64 all the same
 
 
 def _solve(operator, observation, radius, tolerance, max_iterations, strategy):
     wide, x = operator.double(), observation.double()
     steps = chambolle_pock(wide, radius=radius)
-    problem = steps.problem
-    B = len(x)
     result = Solution(
         primal=torch.zeros_like(x),
-        dual=x.new_zeros(B, len(wide)),
-        gap=x.new_zeros(B),
-        iterations=torch.zeros(B, dtype=torch.int64, device=x.device),
+        dual=x.new_zeros(len(x), len(wide)),
+        gap=x.new_zeros(len(x)),
+        iterations=torch.zeros(len(x), dtype=torch.int64, device=x.device),
     )
-    active = (~trivial(problem, x)).nonzero()[:, 0]
-    x = x[active]
-    iterates = strategy.points(steps, wide, x)
-    masks = None
-    point = next(iterates) if len(active) else None
-    count = 1
-    while len(active):
-        keep = None
-        if count % LOOK == 0 or count >= max_iterations:
-            primal, dual = point.primal, point.dual
-            gap = duality_gap(problem, wide, x, primal, dual)
-            fresh = Masks(dual_mask(point.z_dual), active_set_mask(problem, point.z_primal, x))
-            if strategy.polished and masks is not None:
-                settled = (fresh.dual == masks.dual).all(1) & (fresh.primal == masks.primal).all(1)
-                chosen = (settled & (fresh.dual.sum(1) == fresh.primal.sum(1))).nonzero()[:, 0]
-                if len(chosen):
-                    vertex_primal, vertex_dual, found = polish(
-                        problem, wide, x[chosen], Point(*(tensor[chosen] for tensor in point))
-                    )
-                    vertex_gap = duality_gap(problem, wide, x[chosen], vertex_primal, vertex_dual)
-                    better = found & (vertex_gap < gap[chosen])
-                    chosen = chosen[better]
-                    primal = primal.index_copy(0, chosen, vertex_primal[better])
-                    dual = dual.index_copy(0, chosen, vertex_dual[better])
-                    gap = gap.index_copy(0, chosen, vertex_gap[better])
-            done = (gap <= tolerance) | (count >= max_iterations)
-            if done.any():
-                finished = active[done]
-                result.primal[finished], result.dual[finished] = primal[done], dual[done]
-                result.gap[finished] = gap[done]
-                result.iterations[finished] = count
-                keep = ~done
-                active, x = active[keep], x[keep]
-                fresh = Masks(fresh.dual[keep], fresh.primal[keep])
-            masks = fresh
-        if len(active):
-            point = iterates.send(keep)
-            count += 1
+    active = (~trivial(steps.problem, x)).nonzero()[:, 0]
+    start = None
+    for dtype, first, last in (
+        (torch.float32, 0, min(SINGLE, max_iterations)),
+        (torch.float64, SINGLE, max_iterations),
+    ):
+        if len(active) and first < last:
+            points = strategy.points(steps, wide.to(dtype), x[active].to(dtype), start)
+            active, start = _iterate(
+                points, steps.problem, wide, x, active, range(first + 1, last + 1), tolerance, strategy.polished, result
+            )
     if (missed := int((result.gap > tolerance).sum())) > 0:
         warnings.warn(
-            f"{missed} of {B} frames are not certified to {tolerance:g} after {max_iterations} iterations "
+            f"{missed} of {len(x)} frames are not certified to {tolerance:g} after {max_iterations} iterations "
             f"(largest gap {float(result.gap.max()):.1e}); raise max_iterations",
             stacklevel=3,
         )
     return result._replace(primal=result.primal.to(observation.dtype), dual=result.dual.to(observation.dtype))
+
+
+def _iterate(points, problem, operator, observation, active, counts, tolerance, polished, result):
+    """Iterate the frames `active`; write those that are certified, and at the end the rest, to `result`.
+
+    Returns the frames that are left and their last point, both in float64.
+    """
+    x = observation[active]
+    tried = torch.zeros(len(active), dtype=torch.bool, device=x.device)  # whether these masks have been polished
+    masks = None
+    keep = None
+    for count in counts:
+        point = points.send(keep)
+        keep = None
+        if count % LOOK and count != counts[-1]:
+            continue
+        point = Point(*(part.double() for part in point))
+        primal, dual = problem.prox_primal(point.primal - x) + x, point.dual
+        gap = duality_gap(problem, operator, x, primal, dual)
+        fresh = Masks(dual_mask(point.z_dual), active_set_mask(problem, point.z_primal, x))
+        if polished and masks is not None:
+            settled = (fresh.dual == masks.dual).all(dim=1) & (fresh.primal == masks.primal).all(dim=1)
+            tried &= settled
+            chosen = (settled & ~tried & (fresh.dual.sum(dim=1) == fresh.primal.sum(dim=1))).nonzero()[:, 0]
+            if len(chosen):
+                tried[chosen] = True
+                vertex = polish(problem, operator, x[chosen], Point(*(part[chosen] for part in point)))
+                vertex_gap = duality_gap(problem, operator, x[chosen], *vertex[:2])
+                better = vertex[2] & (vertex_gap < gap[chosen])
+                chosen = chosen[better]
+                primal, dual = (
+                    primal.index_copy(0, chosen, vertex[0][better]),
+                    dual.index_copy(0, chosen, vertex[1][better]),
+                )
+                gap = gap.index_copy(0, chosen, vertex_gap[better])
+        done = gap <= tolerance
+        write = torch.ones_like(done) if count == counts[-1] else done
+        for field, value in zip(result[:3], (primal, dual, gap), strict=True):
+            field[active[write]] = value[write]
+        result.iterations[active[write]] = count
+        if done.any():
+            keep = ~done
+            active, x, tried = active[keep], x[keep], tried[keep]
+            fresh, point = Masks(*(part[keep] for part in fresh)), Point(*(part[keep] for part in point))
+            if not len(active):
+                break
+        masks = fresh
+    return active, point
