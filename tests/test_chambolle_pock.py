@@ -93,7 +93,8 @@ def test_proximal_operators_minimise_what_they_should():
     grid = torch.linspace(-2, 2, 40_001, dtype=torch.float64)
     problem_ = Dequantization(0.25)
     for z in (-1.7, -1.0, -0.25, -0.1, 0.0, 0.2, 0.3, 1.2):
-        for prox, bound in ((problem_.prox_dual, 1.0), (problem_.prox_primal, 0.25)):
+        primal = lambda z: problem_.prox_primal(z, problem_.box(torch.zeros_like(z)))  # noqa: E731
+        for prox, bound in ((problem_.prox_dual, 1.0), (primal, 0.25)):
             objective = torch.where(grid.abs() <= bound + 1e-12, 0.5 * (grid - z) ** 2, torch.inf)
             best = float(grid[objective.argmin()])
             assert float(prox(torch.tensor([z], dtype=torch.float64))) == pytest.approx(best, abs=1e-4)

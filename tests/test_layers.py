@@ -9,7 +9,8 @@ import pdunroll
 
 LAYERS = (
     {"errors"},
-    {"quantizer", "problem", "chambolle_pock", "backprop", "optimum", "implicit", "limits", "inference"},  # mathematics
+    # mathematics
+    {"quantizer", "problem", "kernels", "chambolle_pock", "backprop", "optimum", "implicit", "limits", "inference"},
     {"runs", "espeak", "speech", "frames"},  # speech and artefacts
     {"config"},
     {"network", "training", "tracking", "cell"},  # learning

@@ -11,15 +11,16 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice, repeat
-from typing import ClassVar, NamedTuple
+from itertools import chain, islice, pairwise, repeat
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from pdunroll.chambolle_pock import ChambollePock, Iterate, Masks, State, chambolle_pock
+from pdunroll.chambolle_pock import ChambollePock, Masks, State, chambolle_pock
 from pdunroll.errors import InputError, require_choice, require_integer
-from pdunroll.problem import PRIMAL_MASKS, dual_mask
+from pdunroll.kernels import OuterSum, scratch
+from pdunroll.problem import PRIMAL_MASKS, Box, dual_mask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,25 +42,29 @@ class Backprop(ABC):
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Run Algorithm 1; return y^L (B, n) and the tensors that `gradient` will need."""
 
+    def restore(self, algorithm: ChambollePock, operator: Tensor, observation: Tensor, iterations: int) -> Tensor:
+        """y^L alone, when no gradient is wanted."""
+        return self.forward(algorithm, operator, observation, iterations)[0]
+
     @abstractmethod
     def gradient(
         self, algorithm: ChambollePock, operator: Tensor, kept: tuple[Tensor, ...], iterations: int, grad: Tensor
     ) -> Tensor:
         """grad_K of the loss, (m, n), from `kept` and `grad` = grad_y of the loss at y^L, (B, n)."""
 
-    def masks(self, algorithm: ChambollePock, iterate: Iterate, observation: Tensor) -> Masks:
-        """Jacobians of both proximal operators at one iterate."""
+    def masks(self, algorithm: ChambollePock, z_dual: Tensor, z_primal: Tensor, observation: Tensor) -> Masks:
+        """Jacobians of both proximal operators at their arguments in one iteration."""
         primal_mask = PRIMAL_MASKS[self.primal_mask]
-        return Masks(dual_mask(iterate.z_dual), primal_mask(algorithm.problem, iterate.z_primal, observation))
+        return Masks(dual_mask(z_dual), primal_mask(algorithm.problem, z_primal, observation))
 
 
-class Record(NamedTuple):
-    """What a stretch of iterations l = first + 1 .. last leaves for Algorithm 2."""
+class Stretch(NamedTuple):
+    """Iterations l = first + 1, ..., first + s of Algorithm 1: where they start, and the arguments of their proximal
+    operators, from which all else follows."""
 
-    duals: Tensor  # psi^l       (last - first, B, m)
-    extrapolated: Tensor  # ybar^{l-1}  (last - first, B, n)
-    dual_masks: Tensor  # as duals
-    primal_masks: Tensor  # as extrapolated
+    state: State  # after iteration `first`
+    z_dual: Tensor  # (s, B, m)
+    z_primal: Tensor  # (s, B, n)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,75 +73,78 @@ class Full(Backprop):
 
     grad_K = sum_{l=1}^{L}  sigma delta_D^l (ybar^{l-1})^T - tau psi^l (delta_P^l)^T            (the lemma)
 
-    Keeps L (m + n) numbers and as many mask bits per frame; with `checkpoint_every` = s only every s-th state and one
-    stretch of s iterations, which are run a second time for the backward pass: s = sqrt(L) keeps the least.
+    Keeps L (m + n) numbers per frame; with `checkpoint_every` = s only every s-th state and one stretch of s
+    iterations, which are run a second time for the backward pass: s = sqrt(L) keeps the least.
     """
 
     checkpoint_every: int | None = None
-
-    # Outer products are summed as one matrix product per so many iterations: near the machine's best rate,
-    # and the adjoints of all L iterations need not be kept.
-    BLOCK: ClassVar[int] = 32
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.checkpoint_every is not None:
             require_integer("checkpoint_every", self.checkpoint_every, 1)
 
+    def restore(self, algorithm, operator, observation, iterations):
+        return algorithm.iterate(operator, observation, iterations).primal
+
     def forward(self, algorithm, operator, observation, iterations):
+        start = algorithm.start(operator, observation)
         if self.checkpoint_every is None:
-            state = algorithm.start(operator, observation)
-            primal, record = self._record(algorithm, operator, observation, state, iterations)
-            return primal, record
-        states = [algorithm.start(operator, observation)]
+            primal, stretch = self._run(algorithm, operator, observation, start, iterations)
+            return primal, (observation, stretch.z_dual, stretch.z_primal)
+        states = [start]
         for l, iterate in enumerate(islice(algorithm.iterates(operator, observation), iterations), start=1):
             if l % self.checkpoint_every == 0 and l < iterations:
                 states.append(iterate.state)
         return iterate.primal, (observation, *(tensor for state in states for tensor in state))
 
-    def _record(
-        self, algorithm: ChambollePock, operator: Tensor, observation: Tensor, state: State, iterations: int
-    ) -> tuple[Tensor, Record]:
+    @staticmethod
+    def _run(
+        algorithm: ChambollePock, operator: Tensor, observation: Tensor, state: State, iterations: int
+    ) -> tuple[Tensor, Stretch]:
         """Run some iterations from `state`; return the last y and what Algorithm 2 needs of them."""
         (B, n), m = observation.shape, len(operator)
-        duals = observation.new_empty(iterations, B, m)
-        extrapolated = observation.new_empty(iterations, B, n)
-        dual_masks = torch.empty_like(duals, dtype=torch.bool)
-        primal_masks = torch.empty_like(extrapolated, dtype=torch.bool)
+        stretch = Stretch(state, scratch((iterations, B, m), operator), scratch((iterations, B, n), operator))
         for l, iterate in enumerate(islice(algorithm.iterates(operator, observation, state), iterations)):
-            extrapolated[l], duals[l] = state.extrapolated, iterate.dual
-            dual_masks[l], primal_masks[l] = self.masks(algorithm, iterate, observation)
-            state = iterate.state
-        return iterate.primal, Record(duals, extrapolated, dual_masks, primal_masks)
+            stretch.z_dual[l], stretch.z_primal[l] = iterate.z_dual, iterate.z_primal
+        return iterate.primal, stretch
 
-    def _records(
+    def _stretches(
         self, algorithm: ChambollePock, operator: Tensor, kept: tuple[Tensor, ...], iterations: int
-    ) -> Iterator[Record]:
-        """The records of all iterations, stretch by stretch, the last one first."""
-        if self.checkpoint_every is None:
-            yield Record(*kept)
-            return
+    ) -> Iterator[Stretch]:
+        """All iterations, stretch by stretch, the last one first."""
         observation, *tensors = kept
+        if self.checkpoint_every is None:
+            yield Stretch(algorithm.start(operator, observation), *tensors)
+            return
         for number in reversed(range(len(tensors) // 3)):
             first = number * self.checkpoint_every
             count = min(self.checkpoint_every, iterations - first)
             state = State(*tensors[3 * number : 3 * number + 3])
-            yield self._record(algorithm, operator, observation, state, count)[1]
+            yield self._run(algorithm, operator, observation, state, count)[1]
 
     def gradient(self, algorithm, operator, kept, iterations, grad):
-        total = torch.zeros_like(operator)
-        masks: deque[Masks] = deque()  # those of the stretch at hand, handed to Algorithm 2 as it asks for them
+        observation = kept[0]
+        box = algorithm.problem.box(observation)
+        first, second = (OuterSum(algorithm.library, operator, len(grad)) for _ in range(2))  # the lemma's two terms
+        masks: deque[Masks] = deque()  # those of the iteration at hand, for Algorithm 2 to take
         adjoints = algorithm.adjoints(operator, iter(masks.popleft, None), grad)
-        for record in self._records(algorithm, operator, kept, iterations):
-            masks.extend(map(Masks, record.dual_masks.flip(0), record.primal_masks.flip(0)))
-            for stop in range(len(record.duals), 0, -self.BLOCK):  # iterations start + 1 .. stop of the stretch
-                start = max(0, stop - self.BLOCK)
-                deltas = list(islice(adjoints, stop - start))[::-1]
-                delta_primal = torch.cat([primal for primal, _ in deltas])
-                delta_dual = torch.cat([dual for _, dual in deltas])
-                total.addmm_(delta_dual.T, record.extrapolated[start:stop].flatten(0, 1), alpha=algorithm.sigma)
-                total.addmm_(record.duals[start:stop].flatten(0, 1).T, delta_primal, alpha=-algorithm.tau)
-        return total
+        for state, z_duals, z_primals in self._stretches(algorithm, operator, kept, iterations):
+            extrapolated = self._extrapolated(algorithm, state, z_primals, box)
+            for z_dual, z_primal in zip(reversed(z_duals.unbind()), reversed(z_primals.unbind()), strict=True):
+                masks.append(self.masks(algorithm, z_dual, z_primal, observation))
+                delta_primal, delta_dual = next(adjoints)
+                first.add(delta_dual, next(extrapolated))
+                second.add(algorithm.problem.prox_dual(z_dual), delta_primal)
+        return algorithm.sigma * first.total() - algorithm.tau * second.total()
+
+    @staticmethod
+    def _extrapolated(algorithm: ChambollePock, state: State, z_primals: Tensor, box: Box) -> Iterator[Tensor]:
+        """The ybar that each iteration of a stretch started from, the last one first."""
+        arguments = reversed(z_primals[:-1].unbind())
+        primals = chain((algorithm.problem.prox_primal(z_primal, box) for z_primal in arguments), [state.primal])
+        yield from (algorithm.extrapolate(earlier, later) for later, earlier in pairwise(primals))
+        yield state.extrapolated
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,14 +164,15 @@ class Truncated(Backprop):
         require_integer("backprop.iterations (b)", self.iterations, 1)
 
     def forward(self, algorithm, operator, observation, iterations):
-        (iterate,) = deque(islice(algorithm.iterates(operator, observation), iterations), maxlen=1)  # the last one
-        return iterate.primal, (iterate.primal, iterate.dual, *self.masks(algorithm, iterate, observation))
+        iterate = algorithm.iterate(operator, observation, iterations)
+        masks = self.masks(algorithm, iterate.z_dual, iterate.z_primal, observation)
+        return iterate.primal, (iterate.primal, iterate.dual, *masks)
 
     def gradient(self, algorithm, operator, kept, iterations, grad):
-        primal, dual, *last_masks = kept
+        primal, dual, *masks = kept
         b = min(iterations, self.iterations) if self.primal_mask == "released" else self.iterations
         sum_primal, sum_dual = torch.zeros_like(primal), torch.zeros_like(dual)
-        for delta_primal, delta_dual in algorithm.adjoints(operator, repeat(Masks(*last_masks), b), grad):
+        for delta_primal, delta_dual in algorithm.adjoints(operator, repeat(Masks(*masks), b), grad):
             sum_primal += delta_primal
             sum_dual += delta_dual
         return algorithm.sigma * (sum_dual.T @ primal) - algorithm.tau * (dual.T @ sum_primal)
@@ -226,4 +235,7 @@ def unroll(
         raise InputError("observation requires a gradient, which is not defined here; detach it")
     require_integer("iterations (L)", iterations, 1)
     algorithm = chambolle_pock(operator, radius=radius, step_ratio=step_ratio, extrapolation=extrapolation)
-    return _Unrolled.apply(operator, observation, algorithm, iterations, Full() if backprop is None else backprop)
+    strategy = Full() if backprop is None else backprop
+    if not (operator.requires_grad and torch.is_grad_enabled()):
+        return strategy.restore(algorithm, operator, observation, iterations)
+    return _Unrolled.apply(operator, observation, algorithm, iterations, strategy)

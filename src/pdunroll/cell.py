@@ -27,7 +27,8 @@ RECORD, OPERATOR = "run.json", "operator.npy"
 
 # The code that decides what a training gives.
 CODE = (
-    "problem", "chambolle_pock", "backprop", "optimum", "implicit", "network", "training", "frames", "quantizer",
+    "problem", "kernels", "chambolle_pock", "backprop", "optimum", "implicit",
+    "network", "training", "frames", "quantizer",
 )  # fmt: skip
 
 

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
+from itertools import islice
 from typing import NamedTuple
 
 import torch
 from scipy.linalg import blas, eigh
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from pdunroll.errors import InputError, require_positive
+from pdunroll.kernels import FASTEST, Library
 from pdunroll.problem import Dequantization
 
 
@@ -42,7 +46,7 @@ class Iterate(NamedTuple):
 
 
 class Masks(NamedTuple):
-    """The diagonal Jacobians of both proximal operators in one iteration, as boolean tensors."""
+    """The diagonal Jacobians of both proximal operators in one iteration: entries 0 and 1."""
 
     dual: Tensor  # (B, m)
     primal: Tensor  # (B, n)
@@ -56,6 +60,7 @@ class ChambollePock:
     sigma: float  # dual step size
     tau: float  # primal step size
     theta: float  # extrapolation
+    library: Library = FASTEST  # what does the products
 
     def iterates(self, operator: Tensor, observation: Tensor, state: State | None = None) -> Iterator[Iterate]:
         """Algorithm 1: yield the iterates l = 1, 2, ... without end, or those that follow `state`.
@@ -63,14 +68,25 @@ class ChambollePock:
         operator (m, n), observation x (B, n); y^0 = ybar^0 = x, psi^0 = 0.
         """
         prox_dual, prox_primal = self.problem.prox_dual, self.problem.prox_primal
+        plus_sigma_k = self.library.product(operator, self.sigma, len(observation))
+        minus_tau_kt = self.library.product(operator.T, -self.tau, len(observation))
+        box = self.problem.box(observation)
         dual, primal, extrapolated = self.start(operator, observation) if state is None else state
         while True:
-            z_dual = torch.addmm(dual, extrapolated, operator.T, alpha=self.sigma)  # psi + sigma K ybar
+            z_dual = plus_sigma_k(dual, extrapolated)  # psi + sigma K ybar
             dual = prox_dual(z_dual)
-            z_primal = torch.addmm(primal, dual, operator, alpha=-self.tau)  # y - tau K^T psi
-            previous, primal = primal, prox_primal(z_primal - observation) + observation
-            extrapolated = primal + self.theta * (primal - previous)
+            z_primal = minus_tau_kt(primal, dual)  # y - tau K^T psi
+            previous, primal = primal, prox_primal(z_primal, box)
+            extrapolated = self.extrapolate(previous, primal)
             yield Iterate(z_dual, dual, z_primal, primal, extrapolated)
+
+    def iterate(self, operator: Tensor, observation: Tensor, number: int) -> Iterate:
+        """The iterate l = `number`."""
+        return next(islice(self.iterates(operator, observation), number - 1, None))
+
+    def extrapolate(self, previous: Tensor, latest: Tensor) -> Tensor:
+        """latest + theta (latest - previous), in one pass."""
+        return torch.lerp(previous, latest, 1.0 + self.theta)
 
     @staticmethod
     def start(operator: Tensor, observation: Tensor) -> State:
@@ -82,13 +98,15 @@ class ChambollePock:
 
         grad is the gradient of the loss with respect to y^L, (B, n); delta_P (B, n), delta_D (B, m).
         """
+        plus_sigma_kt = self.library.product(operator.T, self.sigma, len(grad))
+        minus_tau_k = self.library.product(operator, -self.tau, len(grad))
         delta_primal = grad
         delta_dual = delta_dual_bar = grad.new_zeros(len(grad), len(operator))
         for mask in masks:
-            delta_primal = torch.addmm(delta_primal, delta_dual_bar, operator, alpha=self.sigma) * mask.primal  # (1)
+            delta_primal = plus_sigma_kt(delta_primal, delta_dual_bar).mul_(mask.primal)  # (1)
             previous = delta_dual
-            delta_dual = torch.addmm(delta_dual, delta_primal, operator.T, alpha=-self.tau) * mask.dual  # (2)
-            delta_dual_bar = delta_dual + self.theta * (delta_dual - previous)  # (3)
+            delta_dual = minus_tau_k(delta_dual, delta_primal).mul_(mask.dual)  # (2)
+            delta_dual_bar = self.extrapolate(previous, delta_dual)  # (3)
             yield delta_primal, delta_dual
 
 
@@ -110,6 +128,12 @@ def chambolle_pock(
     return ChambollePock(Dequantization(radius), sigma, tau, float(extrapolation))
 
 
+@cache
+def blas_threads() -> ThreadpoolController:
+    """The thread pools of the libraries that are loaded, SciPy's BLAS among them."""
+    return ThreadpoolController()
+
+
 def spectral_norm(operator: Tensor) -> float:
     """||K||_2 to float64 rounding, at about a third of the price of singular values.
 
@@ -120,9 +144,10 @@ def spectral_norm(operator: Tensor) -> float:
     """
     matrix = operator.detach().to("cpu", torch.float64)
     matrix = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
-    gram = blas.dsyrk(1.0, matrix.numpy(), trans=1, lower=1)  # lower triangle of K^T K
     if not torch.isfinite(matrix).all():
         raise InputError("the operator has entries that are not finite (NaN or infinity)")
-    last = len(gram) - 1
-    (largest,) = eigh(gram, eigvals_only=True, subset_by_index=[last, last], check_finite=False, overwrite_a=True)
+    last = len(matrix[0]) - 1
+    with blas_threads().limit(limits=1):  # more only wait for each other, for a second where the machine is busy
+        gram = blas.dsyrk(1.0, matrix.numpy(), trans=1, lower=1)  # lower triangle of K^T K
+        (largest,) = eigh(gram, eigvals_only=True, subset_by_index=[last, last], check_finite=False, overwrite_a=True)
     return max(float(largest), 0.0) ** 0.5

@@ -12,9 +12,8 @@ solve is ours. It agrees with differentiating K[D, :] y = 0 at the vertex.
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from dataclasses import dataclass, field
-from itertools import islice
 
 import torch
 from torch import Tensor
@@ -22,7 +21,7 @@ from torch import Tensor
 from pdunroll.backprop import Backprop
 from pdunroll.chambolle_pock import ChambollePock, Masks
 from pdunroll.errors import InputError
-from pdunroll.optimum import Point, RestartedHalpern, duality_gap, gathered, polish, solve, trivial
+from pdunroll.optimum import Point, RestartedHalpern, duality_gap, free, gathered, polish, solve, trivial
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +64,8 @@ class Implicit(Backprop):
         return primal, (primal[~easy], masks.dual, masks.primal, ~easy)
 
     def _iterate(self, algorithm: ChambollePock, operator: Tensor, x: Tensor, iterations: int) -> tuple[Tensor, Masks]:
-        (iterate,) = deque(islice(algorithm.iterates(operator, x), iterations), maxlen=1)
-        masks = self.masks(algorithm, iterate, x)
+        iterate = algorithm.iterate(operator, x, iterations)
+        masks = free(algorithm.problem, Point(*iterate[:4]), x)
         if not self.polished:
             return iterate.primal, masks
         K, wide = operator.double(), x.double()

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pdunroll.chambolle_pock import ChambollePock, Masks, State, chambolle_pock
 from pdunroll.errors import InputError, require_integer, require_positive
+from pdunroll.kernels import Product
 from pdunroll.problem import Dequantization, active_set_mask, dual_mask
 
 
@@ -122,11 +123,13 @@ class RestartedHalpern(Algorithm):
         y0, psi0 = y, psi
         k, total = torch.zeros_like(column), 0
         first, last = column * torch.inf, column * torch.inf  # residuals: at the restart, at the last look
+        box = algorithm.problem.box(observation)
+        plus_k, minus_kt = self.products(algorithm, operator, B)
         while True:
             sigma, tau = scale * weight, scale / weight
-            z_primal = y - tau * (psi @ operator)
-            y_next = algorithm.problem.prox_primal(z_primal - observation) + observation
-            z_dual = psi + sigma * ((2.0 * y_next - y) @ operator.T)
+            z_primal = tau * minus_kt(y / tau, psi)  # y - tau K^T psi
+            y_next = algorithm.problem.prox_primal(z_primal, box)
+            z_dual = sigma * plus_k(psi / sigma, 2.0 * y_next - y)  # psi + sigma K (2 y_next - y)
             psi_next = algorithm.problem.prox_dual(z_dual)
             keep = yield Point(z_dual, psi_next, z_primal, y_next)
             total += 1
@@ -160,6 +163,18 @@ class RestartedHalpern(Algorithm):
                 observation, weight, y, psi, y0, psi0, k, first, last = (
                     tensor[keep] for tensor in (observation, weight, y, psi, y0, psi0, k, first, last)
                 )
+                box = algorithm.problem.box(observation)
+                plus_k, minus_kt = self.products(algorithm, operator, len(observation))
+
+    @staticmethod
+    def products(algorithm: ChambollePock, operator: Tensor, batch: int) -> tuple[Product, Product]:
+        """(base, y) -> base + K y and (base, psi) -> base - K^T psi: the step sizes are the frames' own."""
+        return algorithm.library.product(operator, 1.0, batch), algorithm.library.product(operator.T, -1.0, batch)
+
+
+def free(problem: Dequantization, point: Point, observation: Tensor) -> Masks:
+    """Which entries of psi and y are free, that is not held by a projection: the masks, as boolean tensors."""
+    return Masks(dual_mask(point.z_dual).bool(), active_set_mask(problem, point.z_primal, observation).bool())
 
 
 def gathered(operator: Tensor, masks: Masks) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -192,7 +207,7 @@ def polish(
 
     What comes out is projected to feasibility; its duality gap says whether it is optimal.
     """
-    masks = Masks(dual_mask(point.z_dual), active_set_mask(problem, point.z_primal, observation))
+    masks = free(problem, point, observation)
     primal = torch.where(masks.primal, 0.0, point.primal)
     dual = torch.where(masks.dual, 0.0, point.dual)
     block, rows, columns, vertex = gathered(operator, masks)
@@ -206,7 +221,7 @@ def polish(
     dual_free = torch.linalg.lu_solve(factors, pivots, left[:, :, None], adjoint=True)[:, :, 0]
     primal = primal.scatter_add(1, columns, primal_free.nan_to_num() * in_columns)
     dual = dual.scatter_add(1, rows, dual_free.nan_to_num() * in_rows)
-    return problem.prox_primal(primal - observation) + observation, problem.prox_dual(dual), vertex
+    return problem.prox_primal(primal, problem.box(observation)), problem.prox_dual(dual), vertex
 
 
 def solve(
@@ -287,9 +302,9 @@ def _iterate(points, problem, operator, observation, active, counts, tolerance, 
         if count % LOOK and count != counts[-1]:
             continue
         point = Point(*(part.double() for part in point))
-        primal, dual = problem.prox_primal(point.primal - x) + x, point.dual
+        primal, dual = problem.prox_primal(point.primal, problem.box(x)), point.dual
         gap = duality_gap(problem, operator, x, primal, dual)
-        fresh = Masks(dual_mask(point.z_dual), active_set_mask(problem, point.z_primal, x))
+        fresh = free(problem, point, x)
         if polished and masks is not None:
             settled = (fresh.dual == masks.dual).all(dim=1) & (fresh.primal == masks.primal).all(dim=1)
             tried &= settled

@@ -10,11 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pdunroll.errors import require_positive
+
+
+class Box(NamedTuple):
+    """The least and the largest feasible value of each sample."""
+
+    lower: Tensor  # (B, n)
+    upper: Tensor  # (B, n)
 
 
 @dataclass(frozen=True)
@@ -34,35 +42,40 @@ class Dequantization:
         """prox of sigma F*: the projection onto {||psi||_inf <= 1}, whatever sigma."""
         return z_dual.clamp(-1.0, 1.0)
 
-    def prox_primal(self, displacement: Tensor) -> Tensor:
-        """prox of tau G at z_P - x: the projection onto {||.||_inf <= radius}, whatever tau."""
-        return displacement.clamp(-self.radius, self.radius)
+    def box(self, observation: Tensor) -> Box:
+        """The feasible y of each frame: from x - radius to x + radius."""
+        return Box(observation - self.radius, observation + self.radius)
+
+    def prox_primal(self, z_primal: Tensor, box: Box) -> Tensor:
+        """prox of tau G(. - x): the projection onto the box, whatever tau."""
+        return torch.clamp(z_primal, *box)
 
 
-# The Jacobian of each prox is diagonal with 0/1 entries: a mask. The dual one is not disputed:
+# The Jacobian of each prox is diagonal with entries 0 and 1: a mask, of the dtype of its argument (arithmetic with
+# boolean tensors costs three times as much). The dual one is not disputed:
 
 
 def dual_mask(z_dual: Tensor) -> Tensor:
-    """Jacobian of `prox_dual` at z_D, as a boolean tensor: where |z_D| <= 1."""
-    return z_dual.abs() <= 1.0
+    """Jacobian of `prox_dual` at z_D: 1 where |z_D| <= 1."""
+    return z_dual.abs().le_(1.0)
 
 
 # ... but of the primal one there are two, and they decide what training achieves.
 
 
 def active_set_mask(problem: Dequantization, z_primal: Tensor, observation: Tensor) -> Tensor:
-    """The paper's formula, the Jacobian of `prox_primal`: where |z_P - x| <= radius."""
-    return (z_primal - observation).abs() <= problem.radius
+    """The paper's formula, the Jacobian of `prox_primal`: 1 where |z_P - x| <= radius."""
+    return (z_primal - observation).abs_().le_(problem.radius)
 
 
 def released_mask(problem: Dequantization, z_primal: Tensor, observation: Tensor) -> Tensor:
-    """What the authors' released code computes instead: where |z_P - 2 x| <= 1.
+    """What the authors' released code computes instead: 1 where |z_P - 2 x| <= 1.
 
     Its z_P has x subtracted already, the backward pass subtracts x once more and compares with 1 instead
     of the radius (`chrbraue/primal_dual_networks`, folder eusipco2023, commit 032c7bb). On speech nearly all
     entries are 1: the gradient passes straight through the projection.
     """
-    return (z_primal - 2.0 * observation).abs() <= 1.0
+    return torch.sub(z_primal, observation, alpha=2.0).abs_().le_(1.0)
 
 
 PrimalMask = Callable[[Dequantization, Tensor, Tensor], Tensor]

@@ -1,0 +1,160 @@
+"""The two matrix products that all time goes into, by the library that is fastest at them on this machine.
+
+    product  base + scale x K^T   (B, n) times (n, m), with one K for many x
+    outer    a^T b                (R, m) and (R, n) with many rows R, the sum of R outer products
+
+The plain form is torch.mm and torch.addmm, which is MKL on x86 CPUs and cuBLAS on GPUs. MKL takes its AVX2 path on AMD,
+half the rate of oneDNN on CPUs with full AVX-512 units; on others there is nothing between them, or oneDNN's overhead
+of some microseconds a call costs more than it wins. So each shape is measured once in a process, at first use.
+"""
+
+from __future__ import annotations
+
+import time
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import cache, partial
+from math import prod
+
+import torch
+from torch import Tensor
+
+Product = Callable[[Tensor, Tensor], Tensor]  # (base (B, m), x (B, n)) -> base + scale x K^T, (B, m)
+
+
+class Library(ABC):
+    """A way to do both products."""
+
+    @abstractmethod
+    def product(self, operator: Tensor, scale: float, batch: int) -> Product:
+        """Prepare base + scale x K^T for an operator (m, n) and batches of `batch` frames."""
+
+    @abstractmethod
+    def outer(self, a: Tensor, b: Tensor) -> Tensor:
+        """a^T b; a (R, m), b (R, n) -> (m, n)."""
+
+
+class Plain(Library):
+    """torch.addmm and torch.mm: any dtype and device, and the oracle of the others."""
+
+    def product(self, operator, scale, batch):
+        transposed = operator.T.contiguous()
+        return lambda base, x: torch.addmm(base, x, transposed, alpha=scale)
+
+    def outer(self, a, b):
+        return a.T @ b
+
+
+class OneDNN(Library):
+    """oneDNN's inner product on a weight packed for the batch size, with the addition fused. float32 on CPUs."""
+
+    def product(self, operator, scale, batch):
+        weight = torch.ops.mkldnn._reorder_linear_weight((scale * operator).contiguous(), batch)
+        linear = torch.ops.mkldnn._linear_pointwise.binary
+        return lambda base, x: linear(x, base, weight, None, "add")
+
+    def outer(self, a, b):
+        return torch.ops.mkldnn._linear_pointwise(a.T, b.T, None, "none", [], "")
+
+
+class Fastest(Library):
+    """Of the two, for each shape, what a measurement prefers."""
+
+    def product(self, operator, scale, batch):
+        rows = 1 << (batch - 1).bit_length()  # batches that shrink meet few new sizes
+        return choice("product", rows, *operator.shape, *_machine(operator)).product(operator, scale, batch)
+
+    def outer(self, a, b):
+        return choice("outer", *a.shape, b.shape[1], *_machine(a)).outer(a, b)
+
+
+FASTEST = Fastest()
+
+# oneDNN must win by so much to be taken: the choice decides the last bits of a result and should not hang on noise.
+MARGIN = 1.2
+ROUNDS = 15
+
+
+def _machine(tensor: Tensor) -> tuple[torch.dtype, str, int]:
+    return tensor.dtype, tensor.device.type, torch.get_num_threads()
+
+
+@cache
+def choice(task: str, rows: int, m: int, n: int, dtype: torch.dtype, device: str, threads: int) -> Library:
+    """The library for `task` ("product" or "outer") with `rows` frames or rows."""
+    if dtype != torch.float32 or device != "cpu" or not torch.backends.mkldnn.is_available():
+        return Plain()
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(rows, columns, generator=generator) for columns in (m, n))
+    operator = torch.randn(m, n, generator=generator)
+    libraries = (Plain(), OneDNN())
+    if task == "outer":
+        calls = [partial(library.outer, a, b) for library in libraries]
+    else:
+        calls = [partial(library.product(operator, 0.5, rows), a, b) for library in libraries]
+    best = [float("inf")] * len(calls)
+    for _ in range(ROUNDS):  # taken in turns, so that other work on the machine meets both
+        for number, call in enumerate(calls):
+            call()
+            start = time.perf_counter()
+            call()
+            best[number] = min(best[number], time.perf_counter() - start)
+    return libraries[int(best[1] * MARGIN < best[0])]
+
+
+class OuterSum:
+    """The sum of a^T b over many pairs a (B, m), b (B, n), taken as one product per block of pairs.
+
+    A product over about `ROWS` rows comes near the machine's best rate, one over B = 32 does not.
+    """
+
+    ROWS = 1024
+
+    def __init__(self, library: Library, like: Tensor, batch: int) -> None:
+        m, n = like.shape
+        size = max(1, self.ROWS // batch)
+        self.library, self.filled = library, 0
+        self.a, self.b = like.new_empty(size, batch, m), like.new_empty(size, batch, n)
+        self.sum = torch.zeros_like(like)
+
+    def add(self, a: Tensor, b: Tensor) -> None:
+        self.a[self.filled], self.b[self.filled] = a, b
+        self.filled += 1
+        if self.filled == len(self.a):
+            self._take()
+
+    def total(self) -> Tensor:
+        """The sum so far, (m, n)."""
+        if self.filled:
+            self._take()
+        return self.sum
+
+    def _take(self) -> None:
+        self.sum += self.library.outer(self.a[: self.filled].flatten(0, 1), self.b[: self.filled].flatten(0, 1))
+        self.filled = 0
+
+
+_kept: list[Tensor] = []  # memory of dead scratch tensors
+KEPT = 2  # at most so many
+
+
+def scratch(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """An uninitialized tensor for what one pass of many iterations leaves, of the dtype and device of `like`.
+
+    On CPUs its memory is kept for the next one when it dies: pages fresh from the system cost up to a third of an
+    iteration that writes to them. (On GPUs, torch's allocator keeps memory already.)
+    """
+    if like.device.type != "cpu":
+        return like.new_empty(shape)
+    size = prod(shape)
+    fits = [number for number, memory in enumerate(_kept) if memory.dtype == like.dtype and len(memory) >= size]
+    memory = _kept.pop(fits[0]) if fits else like.new_empty(size)
+    tensor = memory[:size].view(shape)
+    weakref.finalize(tensor, _keep, memory).atexit = False
+    return tensor
+
+
+def _keep(memory: Tensor) -> None:
+    _kept.append(memory)
+    del _kept[:-KEPT]
