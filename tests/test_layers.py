@@ -15,7 +15,7 @@ LAYERS = (
     {"config"},
     {"network", "training", "tracking", "cell"},  # learning
     {"plotting", "theory_figures"},  # drawing, from tables alone
-    {"settings", "prepare", "train", "evaluate", "theory", "figures"},  # entry points
+    {"settings", "prepare", "train", "evaluate", "theory", "benchmark", "figures"},  # entry points
 )
 MATHEMATICS, SPEECH, DRAWING, ENTRY_POINTS = LAYERS[1], LAYERS[2], LAYERS[-2], LAYERS[-1]
 

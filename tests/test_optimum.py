@@ -14,7 +14,7 @@ import pdunroll
 from pdunroll.chambolle_pock import Masks, chambolle_pock
 from pdunroll.frames import load
 from pdunroll.implicit import multipliers
-from pdunroll.optimum import duality_gap, trivial
+from pdunroll.optimum import duality_gap, lu_factors, trivial
 from pdunroll.problem import Dequantization
 from test_backprop import ETA, SHAPES, problem, relative
 
@@ -235,3 +235,16 @@ def test_implicit_takes_batches_of_trivial_frames_only(speech):
         warnings.simplefilter("error")
         for strategy in (pdunroll.Implicit(), pdunroll.Implicit(tolerance=1e-6), pdunroll.Implicit(polished=True)):
             assert (gradient(operator, truth[20:], x[20:], strategy, 5) == 0).all()
+
+
+def test_factors_are_right_with_several_threads():
+    matrices = torch.randn(5, 220, 220, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        factors, pivots, info = lu_factors(matrices)
+    finally:
+        torch.set_num_threads(threads)
+    p, lower, upper = torch.lu_unpack(factors, pivots)
+    torch.testing.assert_close(p @ lower @ upper, matrices, rtol=0, atol=1e-10)
+    assert not info.any()

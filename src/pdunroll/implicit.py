@@ -21,7 +21,7 @@ from torch import Tensor
 from pdunroll.backprop import Backprop
 from pdunroll.chambolle_pock import ChambollePock, Masks
 from pdunroll.errors import InputError
-from pdunroll.optimum import Point, RestartedHalpern, duality_gap, free, gathered, polish, solve, trivial
+from pdunroll.optimum import Point, RestartedHalpern, duality_gap, free, gathered, lu_factors, polish, solve, trivial
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +108,7 @@ def multipliers(operator: Tensor, masks: Masks, grad: Tensor) -> tuple[Tensor, T
     in_rows, in_columns = masks.dual.gather(1, rows), masks.primal.gather(1, columns)
     right = grad.gather(1, columns) * in_columns
     square = vertex.nonzero()[:, 0]
-    factors, pivots, info = torch.linalg.lu_factor_ex(block[square])
+    factors, pivots, info = lu_factors(block[square])
     solution = torch.zeros_like(right)
     solution[square] = torch.linalg.lu_solve(factors, pivots, right[square, :, None], adjoint=True)[:, :, 0]
     regular = (info == 0) & solution[square].isfinite().all(dim=1)

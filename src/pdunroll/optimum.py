@@ -195,6 +195,18 @@ def gathered(operator: Tensor, masks: Masks) -> tuple[Tensor, Tensor, Tensor, Te
     return block + identity, rows, columns, rows_free == columns_free
 
 
+def lu_factors(matrices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Factors, pivots and info of square matrices (B, s, s), as `torch.linalg.lu_factor_ex`.
+
+    On CPUs one matrix after the other: with two threads or more the batched call gives wrong factors, with or without
+    an error from MKL (PyTorch issue 142815, open in 2.13).
+    """
+    if matrices.device.type != "cpu" or len(matrices) < 2:
+        return torch.linalg.lu_factor_ex(matrices)
+    parts = [torch.linalg.lu_factor_ex(matrix) for matrix in matrices]
+    return tuple(torch.stack(column) for column in zip(*parts, strict=True))
+
+
 def polish(
     problem: Dequantization, operator: Tensor, observation: Tensor, point: Point
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -212,7 +224,7 @@ def polish(
     dual = torch.where(masks.dual, 0.0, point.dual)
     block, rows, columns, vertex = gathered(operator, masks)
     block[~vertex] = torch.eye(block.shape[1], dtype=block.dtype, device=block.device)
-    factors, pivots, info = torch.linalg.lu_factor_ex(block)
+    factors, pivots, info = lu_factors(block)
     vertex = vertex & (info == 0)
     in_rows, in_columns = masks.dual.gather(1, rows), masks.primal.gather(1, columns)
     right = -(primal @ operator.T).gather(1, rows) * in_rows
