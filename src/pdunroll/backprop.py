@@ -126,7 +126,9 @@ class Full(Backprop):
     def gradient(self, algorithm, operator, kept, iterations, grad):
         observation = kept[0]
         box = algorithm.problem.box(observation)
-        first, second = (OuterSum(algorithm.library, operator, len(grad)) for _ in range(2))  # the lemma's two terms
+        first, second = (
+            OuterSum(algorithm.library, operator, len(grad), iterations) for _ in range(2)
+        )  # the lemma's terms
         masks: deque[Masks] = deque()  # those of the iteration at hand, for Algorithm 2 to take
         adjoints = algorithm.adjoints(operator, iter(masks.popleft, None), grad)
         for state, z_duals, z_primals in self._stretches(algorithm, operator, kept, iterations):

@@ -214,9 +214,6 @@ def peaks(config: Config, batch: int, depths: tuple[int, int]) -> list[Row]:
 
 def peak(config: Config, mode: str, batch: int, depth: int) -> float:
     """By how much a step raises this process's peak resident memory, MB."""
-    import resource
-    import sys
-
     import torch
 
     from pdunroll import quantizer
@@ -238,10 +235,20 @@ def peak(config: Config, mode: str, batch: int, depth: int) -> float:
     torch.set_num_threads(1)
     make(1)()
     step = make(depth)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_resident()
     step()
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit / 1e6
+    return (peak_resident() - before) / 1e6
+
+
+def peak_resident() -> int:
+    """Bytes."""
+    import resource
+    import sys
+
+    status = Path("/proc/self/status")
+    if status.is_file():  # what getrusage says on Linux has been inherited from the parent process
+        return next(1024 * int(line.split()[1]) for line in status.open() if line.startswith("VmHWM"))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def checkpoints(config: Config) -> list[Row]:

@@ -111,9 +111,9 @@ class OuterSum:
 
     ROWS = 1024
 
-    def __init__(self, library: Library, like: Tensor, batch: int) -> None:
+    def __init__(self, library: Library, like: Tensor, batch: int, pairs: int) -> None:
         m, n = like.shape
-        size = max(1, self.ROWS // batch)
+        size = min(pairs, max(1, self.ROWS // batch))
         self.library, self.filled = library, 0
         self.a, self.b = like.new_empty(size, batch, m), like.new_empty(size, batch, n)
         self.sum = torch.zeros_like(like)
