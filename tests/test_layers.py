@@ -10,7 +10,18 @@ import pdunroll
 LAYERS = (
     {"errors"},
     # mathematics
-    {"quantizer", "problem", "kernels", "chambolle_pock", "backprop", "optimum", "implicit", "limits", "inference"},
+    {
+        "quantizer",
+        "problem",
+        "kernels",
+        "chambolle_pock",
+        "backprop",
+        "optimum",
+        "implicit",
+        "settled",
+        "limits",
+        "inference",
+    },
     {"runs", "espeak", "speech", "frames"},  # speech and artefacts
     {"config"},
     {"network", "training", "tracking", "cell"},  # learning

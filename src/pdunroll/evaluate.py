@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # The code that decides what an evaluation gives.
-CODE = ("problem", "kernels", "chambolle_pock", "optimum", "inference", "frames", "quantizer")
+CODE = ("problem", "kernels", "chambolle_pock", "optimum", "settled", "inference", "frames", "quantizer")
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="config")

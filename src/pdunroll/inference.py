@@ -9,8 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pdunroll.chambolle_pock import ChambollePock
-from pdunroll.optimum import duality_gap
+from pdunroll.chambolle_pock import ChambollePock, Masks, State
+from pdunroll.optimum import Point, duality_gap, free
+from pdunroll.settled import Vertex, later, stays, vertex
 
 
 def log_grid(iterations: int, points: int, include: Sequence[int] = ()) -> NDArray[np.int64]:
@@ -35,20 +36,79 @@ def error_curve(
     """Mean squared error of each frame after each number of iterations in `grid` (ascending), and the gap at its end.
 
     operator (m, n); truth y and observation x (frames, n). Returns the errors (len(grid), frames) and the relative
-    duality gaps (frames,) of the last iterate. Iterates as in training: Algorithm 1 from y^0 = x, in their dtype.
+    duality gaps (frames,) of the last iterate. Iterates as in training: Algorithm 1 from y^0 = x, in their dtype. A
+    frame leaves the batch early where the rest of its iterates is known: they have come to a standstill to the last
+    bit, or its masks have settled for good (`pdunroll.settled`).
     """
-    curves, gaps = [], []
+    curves = [
+        _curve(algorithm, operator, y, x, [*map(int, grid)])
+        for y, x in zip(truth.split(batch_size), observation.split(batch_size), strict=True)
+    ]
+    errors, gaps = (torch.cat(parts, dim=-1).cpu().numpy() for parts in zip(*curves, strict=True))
+    return errors, gaps
+
+
+LOOK, PACE = 200, 1.15  # when to look for frames that may leave: first, and by which factor later each time
+
+
+def _curve(
+    algorithm: ChambollePock, operator: Tensor, truth: Tensor, observation: Tensor, grid: list[int]
+) -> tuple[Tensor, Tensor]:
+    """Errors (len(grid), B) and last gaps (B,) of one batch."""
     wide = operator.double()
-    for y, x in zip(truth.split(batch_size), observation.split(batch_size), strict=True):
-        wanted = iter(grid)
-        following = next(wanted)
-        curve = []
-        for count, iterate in enumerate(algorithm.iterates(operator, x), start=1):
-            if count == following:
-                curve.append((iterate.primal - y).square().mean(dim=1))
-                if (following := next(wanted, None)) is None:
-                    break
-        curves.append(torch.stack(curve).cpu())
-        pair = iterate.primal.double(), iterate.dual.double()
-        gaps.append(duality_gap(algorithm.problem, wide, x.double(), *pair).cpu())
-    return torch.cat(curves, dim=1).numpy(), torch.cat(gaps).numpy()
+    errors = truth.new_empty(len(grid), len(truth))
+    gaps = truth.new_empty(len(truth), dtype=torch.float64)
+    active = torch.arange(len(truth), device=truth.device)
+    last: tuple[State, Masks] | None = None  # at the last look
+    vertices: dict[int, Vertex | None] = {}  # of frames whose masks have stayed since
+    place, look = 0, LOOK
+    iterates = algorithm.iterates(operator, observation)
+
+    def mse(primal: Tensor, frames: Tensor) -> Tensor:
+        return (primal - truth[frames]).square().mean(dim=-1)
+
+    def leave(frames: Tensor, primal: Tensor, dual: Tensor) -> None:
+        gaps[frames] = duality_gap(
+            algorithm.problem, wide, observation[frames].double(), primal.double(), dual.double()
+        )
+
+    for count in range(1, grid[-1] + 1):
+        iterate = next(iterates)
+        if count == grid[place]:
+            errors[place, active] = mse(iterate.primal, active)
+            place += 1
+        if count == grid[-1]:
+            leave(active, iterate.primal, iterate.dual)
+            break
+        if count < look:
+            continue
+        look = round(look * PACE)
+        masks = free(algorithm.problem, Point(*iterate[:4]), observation[active])
+        gone = torch.zeros(len(active), dtype=torch.bool, device=active.device)
+        if last is not None:
+            gone = torch.stack([(a == b).all(dim=1) for a, b in zip(iterate.state, last[0], strict=True)]).all(dim=0)
+            errors[place:, active[gone]] = mse(iterate.primal[gone], active[gone])
+            leave(active[gone], iterate.primal[gone], iterate.dual[gone])
+            same = torch.stack([(a == b).all(dim=1) for a, b in zip(masks, last[1], strict=True)]).all(dim=0) & ~gone
+            vertices = {frame: known for frame, known in vertices.items() if frame in set(active[same].tolist())}
+            steps = torch.as_tensor(grid[place:], device=active.device) - count
+            for i in same.nonzero()[:, 0].tolist() if algorithm.theta == 1.0 else ():
+                frame = int(active[i])
+                primal, dual = iterate.primal[i].double(), iterate.dual[i].double()
+                previous = 2.0 * primal - iterate.extrapolated[i].double()
+                x, mask = observation[frame].double(), Masks(*(part[i] for part in masks))
+                if frame not in vertices:
+                    vertices[frame] = vertex(algorithm, wide, x, mask, primal, dual)
+                if (found := vertices[frame]) is not None and stays(algorithm, found, previous, primal, dual):
+                    y, psi = later(algorithm, found, previous, primal, steps)
+                    errors[place:, frame] = mse(y, active[i]).to(errors.dtype)
+                    leave(active[i : i + 1], y[-1:], psi[-1:])
+                    gone[i] = True
+        keep = ~gone
+        active = active[keep]
+        if not len(active):
+            break
+        last = State(*(part[keep] for part in iterate.state)), Masks(*(part[keep] for part in masks))
+        if gone.any():
+            iterates = algorithm.iterates(operator, observation[active], last[0])
+    return errors, gaps

@@ -1,0 +1,68 @@
+"""The closed form of settled iterates and the early leave from an evaluation, against iterating on."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+
+from pdunroll import inference
+from pdunroll.chambolle_pock import chambolle_pock
+from pdunroll.optimum import Point, free, trivial
+from pdunroll.settled import later, stays, vertex
+from test_backprop import ETA, problem
+
+
+def test_a_frame_said_to_be_settled_goes_on_in_closed_form():
+    settled, premature = 0, 0
+    for seed in range(6):
+        operator, _, x = problem(20, 20, B=6, seed=seed)
+        K = operator.detach()
+        algorithm = chambolle_pock(K, radius=ETA)
+        iterates = list(islice(algorithm.iterates(K, x), 6000))
+        masks = [free(algorithm.problem, Point(*it[:4]), x) for it in iterates]
+        for frame in range(len(x)):
+            changes = [
+                l
+                for l in range(1, len(masks))
+                if any((a[frame] != b[frame]).any() for a, b in zip(masks[l], masks[l - 1], strict=True))
+            ]
+            for l in range(100, 5000, 100):
+                now, before = iterates[l], iterates[l - 1].primal[frame]
+                mask = type(masks[l])(*(part[frame] for part in masks[l]))
+                found = vertex(algorithm, K, x[frame], mask, now.primal[frame], now.dual[frame])
+                if found is None or not stays(algorithm, found, before, now.primal[frame], now.dual[frame]):
+                    premature += not changes or changes[-1] <= l
+                    continue
+                assert not changes or changes[-1] <= l, "said to be settled, but a mask changed later"
+                steps = torch.tensor([1, 2, 10, 999])
+                y, psi = later(algorithm, found, before, now.primal[frame], steps)
+                for row, k in enumerate(steps.tolist()):
+                    torch.testing.assert_close(y[row], iterates[l + k].primal[frame], rtol=0, atol=1e-9)
+                    torch.testing.assert_close(psi[row], iterates[l + k].dual[frame], rtol=0, atol=1e-9)
+                settled += 1
+                break
+    assert settled >= 10  # else nothing has been tested
+    assert premature  # nor would it have been if all were called settled at once
+
+
+@pytest.mark.parametrize("theta", [1.0, 0.8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_curve_is_that_of_the_plain_loop(theta, dtype, monkeypatch):
+    operator, truth, x = problem(20, 20, B=9, seed=3, dtype=dtype)
+    x[4] = ETA * torch.sign(x[4])  # a trivial frame
+    K = operator.detach()
+    algorithm = chambolle_pock(K, radius=ETA, extrapolation=theta)
+    assert trivial(algorithm.problem, x).any()
+    grid = [1, 2, 50, 199, 200, 201, 1000, 5000]
+    left = []
+    monkeypatch.setattr(inference, "later", lambda *a: (left.append(1), later(*a))[1])
+    errors, gaps = inference.error_curve(algorithm, K, truth, x, grid, batch_size=4)
+    iterates = list(islice(algorithm.iterates(K, x), grid[-1]))
+    expected = np.stack([(iterates[l - 1].primal - truth).square().mean(dim=1).numpy() for l in grid])
+    np.testing.assert_allclose(errors, expected, rtol=2e-5 if dtype == torch.float32 else 1e-9)
+    np.testing.assert_allclose(errors.mean(axis=1), expected.mean(axis=1), rtol=1e-6)
+    assert (gaps >= 0).all()
+    assert bool(left) == (theta == 1.0)
