@@ -31,6 +31,17 @@ def test_iterates_are_those_of_algorithm_1(m, n, theta):
                 np.testing.assert_allclose(tensor[frame].numpy(), expected[l], rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("number", [1, 50, 51, 100, 101, 137])
+def test_stretches_give_the_same_iterate(number):
+    operator, _, x = problem(11, 18)
+    K = operator.detach()
+    algorithm = chambolle_pock(K, radius=ETA)
+    for ours, theirs in zip(
+        algorithm._iterate_by_stretches(K, x, number), algorithm.iterate(K, x, number), strict=True
+    ):
+        assert torch.equal(ours, theirs)
+
+
 def test_reaches_the_optimum_of_the_linear_program():
     operator, _, x = problem(12, 12, B=3, seed=5)
     K = operator.detach().numpy()

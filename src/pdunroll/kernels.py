@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from math import prod
 
@@ -133,6 +133,27 @@ class OuterSum:
     def _take(self) -> None:
         self.sum += self.library.outer(self.a[: self.filled].flatten(0, 1), self.b[: self.filled].flatten(0, 1))
         self.filled = 0
+
+
+def captured(function: Callable[[], None], state: Sequence[Tensor]) -> Callable[[], None]:
+    """`function`, which moves on the tensors of `state` in place, as a CUDA graph where they are on a GPU.
+
+    `state` is as before afterwards; sizes and scalars are those of the capture. Untested on CUDA.
+    """
+    if not state[0].is_cuda:
+        return function
+    before = [tensor.clone() for tensor in state]
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        function()  # libraries set themselves up outside of the capture
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        function()
+    for tensor, value in zip(state, before, strict=True):
+        tensor.copy_(value)
+    return graph.replay
 
 
 _kept: list[Tensor] = []  # memory of dead scratch tensors
