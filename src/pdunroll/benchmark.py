@@ -99,9 +99,9 @@ def training_step(problem: Problem, depth: int, backprop: Backprop) -> Step:
 
     operator, y, x, radius = problem
 
-    def step() -> None:
+    def step() -> Tensor:
         restored = unroll(operator, x, radius=radius, iterations=depth, backprop=backprop)
-        torch.autograd.grad(0.5 * (restored - y).square().sum(), operator)
+        return torch.autograd.grad(0.5 * (restored - y).square().sum(), operator)[0]
 
     return step
 
@@ -123,11 +123,11 @@ def autograd_step(problem: Problem, depth: int, *, compiled: bool = False) -> St
 
     turn = torch.compile(iteration) if compiled else iteration
 
-    def step() -> None:
+    def step() -> Tensor:
         primal, extrapolated, dual = x, x, x.new_zeros(len(x), len(K))
         for _ in range(depth):
             primal, extrapolated, dual = turn(primal, extrapolated, dual, K)
-        torch.autograd.grad(0.5 * (primal - y).square().sum(), K)
+        return torch.autograd.grad(0.5 * (primal - y).square().sum(), K)[0]
 
     return step
 
@@ -247,7 +247,7 @@ def peak_resident() -> int:
 
     status = Path("/proc/self/status")
     if status.is_file():  # what getrusage says on Linux has been inherited from the parent process
-        return next(1024 * int(line.split()[1]) for line in status.open() if line.startswith("VmHWM"))
+        return next(1024 * int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM"))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
