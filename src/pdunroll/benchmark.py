@@ -43,6 +43,7 @@ def main(cfg: DictConfig) -> None:
 
 def measure(config: Config) -> None:
     """Measure, print and write everything."""
+    from pdunroll.cell import origin
     from pdunroll.runs import write_table
 
     options = config.benchmark
@@ -61,7 +62,7 @@ def measure(config: Config) -> None:
     other = [*checkpoints(config), *certificates(config), *lightning(config), *side_by_side(config, options.jobs)]
     write_table(folder / "other.csv", other)
     report(other)
-    draw(steps, folder / "steps", f"python -m pdunroll.benchmark experiment={config.name}   {machine()}")
+    draw(steps, folder / "steps", f"{origin(config, 'benchmark')}   {machine()}")
 
 
 class Problem(NamedTuple):

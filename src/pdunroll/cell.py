@@ -109,6 +109,15 @@ def environment() -> dict[str, str]:
     }
 
 
+def origin(config: Config, command: str) -> str:
+    """The footnote of a figure that `command` makes: with what, from what."""
+    manifest = read_manifest(config.prepared)
+    return (
+        f"python -m pdunroll.{command} experiment={config.name}   commit {environment()['commit'][:12]}   "
+        f"data: {config.data.name}, sha256 {manifest['digest'][:16]}"
+    )
+
+
 def read_operator(folder: Path, shape: tuple[int, int]) -> NDArray[np.float32]:
     """The trained operator of a cell; raises `InputError` naming the file if it is damaged or of another shape."""
     path = folder / OPERATOR

@@ -40,6 +40,7 @@ def measure(config: Config) -> None:
     import torch
 
     from pdunroll import limits
+    from pdunroll.cell import origin
     from pdunroll.chambolle_pock import chambolle_pock
     from pdunroll.frames import load
     from pdunroll.optimum import trivial
@@ -91,7 +92,7 @@ def measure(config: Config) -> None:
     folder = config.outputs / "theory"
     for name, rows in tables.items():
         write_table(folder / f"{name}.csv", rows)
-    draw(folder, f"python -m pdunroll.theory experiment={config.name}   {options.frames} frames, seed {options.seed}")
+    draw(folder, f"{origin(config, 'theory')}   {options.frames} frames, seed {options.seed}")
     print(*sorted(str(path) for path in folder.iterdir()), sep="\n")
 
 
