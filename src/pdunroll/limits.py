@@ -115,7 +115,8 @@ def decay(
     Ktilde^T delta_D (which the kernel theorem sends to 0), the distance of (delta_P, delta_D) to the kernels, and the
     sums of delta_P and delta_D so far. The fit is of c kappa^count to the norm of (delta_P, delta_D) over the second
     half of the counts; the assumption of the limit theorem is taken to hold where kappa < 1 and the norm has fallen
-    below 1e-3 of its first value.
+    below 1e-3 of its first value. `kappa_exact` is what it falls by in the end, (1 - sigma tau s^2)^{1/2} with the
+    smallest singular value s > 0 of Ktilde and theta = 1 (`pdunroll.settled`; the backward recursion is its transpose).
     """
     norms: list[Row] = []
     fits: list[Row] = []
@@ -133,7 +134,7 @@ def decay(
                 continue
             within = torch.stack([
                 torch.cat([p - right @ (right.T @ p), d - left @ (left.T @ d)]).norm()
-                for p, d, (right, left) in zip(delta_primal, delta_dual, kernels, strict=True)
+                for p, d, (right, left, _) in zip(delta_primal, delta_dual, kernels, strict=True)
             ])  # fmt: skip
             values = {
                 "delta_primal": delta_primal.norm(dim=1),
@@ -157,16 +158,21 @@ def decay(
         for frame in range(size.shape[1]):
             slope, level = np.polyfit(counts[half], np.log(size[half, frame] + 1e-300), 1)
             fell = float(size[-1, frame] / size[0, frame]) if size[0, frame] > 0 else 0.0
+            q = algorithm.sigma * algorithm.tau * kernels[frame][2] ** 2
             fits.append({
                 "primal_mask": name, "frame": frame, "kappa": float(np.exp(slope)), "log_c": float(level),
+                "kappa_exact": (1.0 - q) ** 0.5,
                 "kernel_primal": kernels[frame][0].shape[1], "kernel_dual": kernels[frame][1].shape[1],
                 "fell_to": fell, "holds": int(slope < 0 and fell < 1e-3),
             })  # fmt: skip
     return norms, fits
 
 
-def kernel(operator: Tensor, masks: Masks) -> tuple[Tensor, Tensor]:
-    """Orthonormal bases of ker(Ktilde) in the free columns (n, .) and of ker(Ktilde^T) in the free rows (m, .)."""
+def kernel(operator: Tensor, masks: Masks) -> tuple[Tensor, Tensor, float]:
+    """Orthonormal bases of ker(Ktilde) in the free columns (n, .) and of ker(Ktilde^T) in the free rows (m, .).
+
+    And the smallest singular value of Ktilde that is not 0 (0 if there is none).
+    """
     rows, columns = masks.dual.nonzero()[:, 0], masks.primal.nonzero()[:, 0]
     left, values, right = torch.linalg.svd(operator[rows][:, columns], full_matrices=True)
     rank = int((values > 1e-10 * values.max()).sum()) if len(values) else 0
@@ -174,4 +180,4 @@ def kernel(operator: Tensor, masks: Masks) -> tuple[Tensor, Tensor]:
     dual = operator.new_zeros(operator.shape[0], len(rows) - rank)
     primal[columns] = right[rank:].T
     dual[rows] = left[:, rank:]
-    return primal, dual
+    return primal, dual, float(values[rank - 1]) if rank else 0.0
