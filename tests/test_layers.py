@@ -26,7 +26,7 @@ LAYERS = (
     {"config"},
     {"network", "training", "tracking", "cell"},  # learning
     {"plotting", "theory_figures"},  # drawing, from tables alone
-    {"settings", "prepare", "train", "evaluate", "theory", "benchmark", "figures"},  # entry points
+    {"settings", "prepare", "train", "evaluate", "theory", "benchmark", "figures", "report"},  # entry points
 )
 MATHEMATICS, SPEECH, DRAWING, ENTRY_POINTS = LAYERS[1], LAYERS[2], LAYERS[-2], LAYERS[-1]
 
@@ -72,5 +72,5 @@ def test_each_layer_keeps_to_its_libraries():
         assert not {"hydra", "omegaconf", "pytorch_lightning", "wandb", "librosa", "pathlib"} & found[module], module
     for module in SPEECH:
         assert not {"torch", "hydra", "omegaconf", "pytorch_lightning", "wandb"} & found[module], module
-    for module in ("figures", *DRAWING):
+    for module in ("figures", "report", *DRAWING):
         assert not {"torch", "pytorch_lightning"} & found[module]

@@ -1,0 +1,254 @@
+"""An experiment as one HTML file that embeds all it shows.  python -m pdunroll.report [experiment=...]
+
+Reads tables, figures and files of outputs/<name>/ and multirun/<name>/ alone; writes outputs/<name>/report.html, which
+opens offline. In the place of a part whose stage has not run stands the command that makes it.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import logging
+import re
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from omegaconf import DictConfig
+
+from pdunroll.config import CONF, Config, one_line_errors, run, settings
+from pdunroll.errors import InputError
+from pdunroll.plotting import MASK_TITLES, set_style
+from pdunroll.runs import atomic, read_json, read_table
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+log = logging.getLogger(__name__)
+
+Row = dict[str, Any]
+FIGURES = {
+    "figures/regimes": "Test error, and training time, against the number of iterations in training",
+    "figures/interpretability": "Test error against the number of iterations in inference",
+    "theory/fidelity": "How close gradients come to their exact limit",
+    "theory/decay": "The backward recursion, counted backwards",
+    "theory/settling": "Iterations until the masks of a frame change no more",
+}
+RESTORATIONS = ("original", "quantized", "dct", "full", "truncated")
+
+
+@hydra.main(version_base="1.3", config_path=CONF, config_name="config")
+def main(cfg: DictConfig) -> None:
+    with one_line_errors():
+        config = settings(cfg)
+        page = render(config)
+        path = config.outputs / "report.html"
+        with atomic(path) as temporary:
+            temporary.write_text(page, encoding="utf-8")
+        log.info("%s  %.1f MB", path, path.stat().st_size / 1e6)
+
+
+def render(config: Config) -> str:
+    """The page; raises `InputError` naming the command where the evaluation or its figures are missing."""
+    from jinja2 import Environment, StrictUndefined
+
+    folder, runs = config.outputs, Path(config.evaluation.runs)
+    evaluate, name = f"python -m pdunroll.evaluate experiment={config.name}", config.name
+    evaluation = read_table(folder / "evaluation.csv", evaluate)
+    training = read_table(folder / "training.csv", evaluate)
+    provenance = read_json(folder / "provenance.json", ("command", "seeds", "commit", "data", "test_frames"))
+    for stem in ("regimes", "interpretability"):
+        if not (folder / "figures" / f"{stem}.svg").is_file():
+            raise InputError(
+                f"{folder}/figures/{stem}.svg is missing; make it with `python -m pdunroll.figures experiment={name}`"
+            )
+    set_style()
+    template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return template.from_string(files("pdunroll").joinpath("report.html").read_text(encoding="utf-8")).render(
+        name=name,
+        verdicts=optional(folder / "verdicts.csv"),
+        quality=quality(optional(folder / "quality_summary.csv")),
+        results=results(evaluation, training, optional(folder / "optima.csv")),
+        figures=[
+            {
+                "title": title,
+                "svg": inline((folder / f"{stem}.svg").read_text(encoding="utf-8"), stem.replace("/", "-"), title),
+            }
+            for stem, title in FIGURES.items()
+            if (folder / f"{stem}.svg").is_file()
+        ],
+        curves=training_curves(runs),
+        operators=operators(runs),
+        sentences=sentences(folder / "audio"),
+        masks=MASK_TITLES,
+        provenance=provenance,
+        manifest=read_json(folder / "prepared" / "manifest.json", ("settings", "splits", "digest")),
+        settings=settings_text(folder / "settings.yaml"),
+        environment=environments(runs),
+        hours=sum(row["seconds"] for row in training) / 3600,
+        commands={
+            stage: f"python -m pdunroll.{stage} experiment={name}" for stage in ("verdicts", "quality", "theory")
+        },
+    )
+
+
+def optional(path: Path) -> list[Row]:
+    """The rows of a table, none if its stage has not run."""
+    return read_table(path, "") if path.is_file() else []
+
+
+def results(evaluation: list[Row], training: list[Row], optima: list[Row]) -> list[Row]:
+    """A row a model: test MSE after L_training and after all iterations, at the optimum; training time."""
+    key = ("backprop", "primal_mask", "l_training", "seed", "b")
+    last = max(row["l_inference"] for row in evaluation)
+    error = {(*(row[part] for part in key), row["l_inference"]): row["mse"] for row in evaluation}
+    seconds = {tuple(row[part] for part in key): row["seconds"] for row in training}
+    optimum = {tuple(row[part] for part in key): row["optimum_mse"] for row in optima}
+    models = dict.fromkeys(tuple(row[part] for part in key) for row in evaluation)
+    return [
+        {
+            **dict(zip(key, model, strict=True)),
+            "classical": error.get((*model, model[2])),
+            "optimality": error[*model, last],
+            "optimum": optimum.get(model),
+            "seconds": seconds.get(model),
+        }
+        for model in models
+    ]
+
+
+def quality(rows: list[Row]) -> list[Row]:
+    """A row a restoration, with its metrics by name."""
+    found: dict[tuple, Row] = {}
+    for row in rows:
+        key = row["restoration"], row["primal_mask"], row["cell"]
+        entry = found.setdefault(key, {"restoration": key[0], "primal_mask": key[1], "cell": key[2], "metrics": {}})
+        entry["metrics"][row["metric"]] = row
+    return list(found.values())
+
+
+def inline(text: str, prefix: str, title: str) -> str:
+    """An SVG document as an element of the page, its ids with a prefix: Matplotlib uses the same ones in each file."""
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
+    text = re.sub(r'\bid="', f'id="{prefix}-', text)
+    text = re.sub(r'href="#', f'href="#{prefix}-', text)
+    text = re.sub(r"url\(#", f"url(#{prefix}-", text)
+    return text.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)
+
+
+def trainings(runs: Path) -> list[tuple[Path, Row]]:
+    """Folder and record of each finished training."""
+    records = [(path.parent, read_json(path, ("status", "settings"))) for path in sorted(runs.glob("*/run.json"))]
+    return [(folder, record) for folder, record in records if record["status"] == "finished"]
+
+
+def training_curves(runs: Path) -> str:
+    """Validation error over the steps of every training, a panel for each mask and mode, as SVG; empty without any."""
+    import matplotlib.pyplot as plt
+
+    panels: dict[tuple[str, str], list[tuple[int, list[Row]]]] = {}
+    for folder, record in trainings(runs):
+        own = record["settings"]
+        table = read_table(folder / "training.csv", "python -m pdunroll.train")
+        key = own["backprop"]["primal_mask"], own["backprop"]["name"]
+        panels.setdefault(key, []).append((own["network"]["iterations"], table))
+    if not panels:
+        return ""
+    size = (1.0 + 2.9 * len(panels), 2.8)
+    figure, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False, layout="constrained")
+    depths = sorted({depth for lines in panels.values() for depth, _ in lines})
+    for axis, (key, lines) in zip(axes[0], sorted(panels.items()), strict=True):
+        for depth, table in sorted(lines, key=lambda line: line[0]):
+            colour = plt.get_cmap("viridis")(0.9 * depths.index(depth) / max(1, len(depths) - 1))
+            steps, errors = ([row[column] for row in table] for column in ("step", "validation_mse"))
+            axis.plot(steps, errors, color=colour, label=f"L = {depth}")
+        axis.set(title=f"{key[1]}, {key[0]}", xlabel="step")
+    axes[0][0].set_ylabel("validation MSE")
+    axes[0][-1].legend(fontsize=7)
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    plt.close(figure)
+    return inline(buffer.getvalue(), "curves", "Validation error during training")
+
+
+def operators(runs: Path) -> list[Row]:
+    """The DCT and, for each mask and mode, the operator with the least validation error: images of K and K - DCT."""
+    import numpy as np
+    from scipy.fft import dct
+
+    best: dict[tuple[str, str], tuple[float, Path]] = {}
+    for folder, record in trainings(runs):
+        key = record["settings"]["backprop"]["primal_mask"], record["settings"]["backprop"]["name"]
+        entry = record["results"]["validation_mse"], folder
+        best[key] = min(best.get(key, entry), entry)
+    found: list[Row] = []
+    for _, folder in (best[key] for key in sorted(best)):
+        learned = np.load(folder / "operator.npy", allow_pickle=False).astype(float)
+        m, n = learned.shape
+        initial = dct(np.eye(max(m, n)), norm="ortho", axis=0)[:m, :n]
+        if not found:
+            found.append({"name": "DCT", "image": image(initial), "change": None, "largest": None})
+        change = learned - initial
+        largest = float(np.abs(change).max())
+        found.append({"name": folder.name, "image": image(learned), "change": image(change), "largest": largest})
+    return found
+
+
+def image(values: NDArray, colours: str = "RdBu_r") -> str:
+    """A matrix as a PNG data URI; colours symmetric about 0 unless another map is given."""
+    import matplotlib.pyplot as plt
+    import numpy as np
+
+    largest = np.abs(values).max() or 1.0
+    limits = (-largest, largest) if colours == "RdBu_r" else (values.min(), values.max())
+    buffer = io.BytesIO()
+    plt.imsave(buffer, values, cmap=colours, vmin=limits[0], vmax=limits[1], format="png")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def sentences(folder: Path) -> list[Row]:
+    """The test sentences to listen to, each with its restorations: audio and spectrogram as data URIs."""
+    if not (folder / "index.json").is_file():
+        return []
+    found: dict[str, list[Row]] = {}
+    for entry in read_json(folder / "index.json"):
+        path = folder / entry["file"]
+        if not path.is_file():
+            raise InputError(f"{path} is missing; make it again with `python -m pdunroll.quality`")
+        audio = "data:audio/wav;base64," + base64.b64encode(path.read_bytes()).decode()
+        found.setdefault(entry["name"], []).append({**entry, "audio": audio, "spectrogram": spectrogram(path)})
+    order = {restoration: number for number, restoration in enumerate(RESTORATIONS)}
+    return [
+        {"name": name, "takes": sorted(takes, key=lambda take: (order[take["restoration"]], take["primal_mask"] or ""))}
+        for name, takes in found.items()
+    ]
+
+
+def spectrogram(path: Path) -> str:
+    """80 dB of short-time spectra (32 ms windows, 8 ms steps), as a PNG data URI."""
+    import numpy as np
+    import soundfile
+    from scipy.signal import stft
+
+    samples, rate = soundfile.read(path)
+    window = round(0.032 * rate)
+    power = np.abs(stft(samples, rate, nperseg=window, noverlap=window - round(0.008 * rate))[2]) ** 2
+    decibels = 10 * np.log10(power + 1e-12)
+    return image(np.clip(decibels, decibels.max() - 80, None)[::-1], "magma")
+
+
+def settings_text(path: Path) -> str | None:
+    """The resolved settings as they are on disk."""
+    return path.read_text(encoding="utf-8") if path.is_file() else None
+
+
+def environments(runs: Path) -> list[Row]:
+    """Where and by what the trainings were made, without repetitions."""
+    found = [record["environment"] for _, record in trainings(runs) if "environment" in record]
+    return [entry for number, entry in enumerate(found) if entry not in found[:number]]
+
+
+if __name__ == "__main__":
+    run(main)
