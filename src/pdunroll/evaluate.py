@@ -240,7 +240,7 @@ def frame_errors(
         "iterations": optimum.iterations.cpu().numpy(),
     }
     with atomic(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, **found, grid=grid, frames=chosen, identity=identity)
+        np.savez_compressed(file, **found, grid=grid, frames=chosen, identity=identity)
     return found
 
 
