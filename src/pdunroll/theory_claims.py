@@ -24,10 +24,10 @@ def theory_claims(mask: str, tables: dict[str, list[Row]], b: int | None, confid
         f"distance falls below {VANISHED:g} of its first value.",
     }
     units = (FRAMES, "relative error", "difference of cosines", FRAMES, "of the first distance")
-    if not tables:
-        reason = "The theory was not measured: `python -m pdunroll.theory` does."
+    own = {name: [row for row in rows if row.get("primal_mask", mask) == mask] for name, rows in tables.items()}
+    if not all(own.get(name) for name in TABLES):
+        reason = "The theory was not measured with this mask: `python -m pdunroll.theory` does."
         return [undecided(c, mask, s, unit, reason) for (c, s), unit in zip(statements.items(), units, strict=True)]
-    own = {name: [row for row in tables[name] if row.get("primal_mask", mask) == mask] for name in TABLES}
     found = (
         assumption(own["fits"], confidence),
         gradient(own["fidelity"]),

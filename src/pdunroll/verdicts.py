@@ -86,7 +86,8 @@ def judge(config: Config) -> None:
     heading = (
         f"Verdicts on the claims of the slides: experiment {config.name}, {config.data.name} data. Intervals of "
         f"{100 * options.confidence:g} % from {options.resamples} resamples; differences below "
-        f"{100 * options.margin:g} % of the error count as none. With one seed the intervals say how the test frames vary, not how trainings do."
+        f"{100 * options.margin:g} % of the error count as none. "
+        "With one seed the intervals say how the test frames vary, not how trainings do."
     )
     text = readable(rows, heading)
     with atomic(folder / "verdicts.txt") as temporary:
@@ -170,6 +171,7 @@ def read_curves(
 def read_errors(folder: Path, name: str) -> dict[str, NDArray]:
     """The arrays that `evaluate` stored of one operator."""
     import zipfile
+    import zlib
 
     import numpy as np
 
@@ -177,9 +179,9 @@ def read_errors(folder: Path, name: str) -> dict[str, NDArray]:
     if not path.is_file():
         raise InputError(f"{path} is missing; make it with `{command}`")
     try:
-        with np.load(path) as stored:
+        with path.open("rb") as file, np.load(file) as stored:
             return {part: stored[part] for part in ("errors", "optimum_errors", "grid", "frames")}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path} cannot be read ({error}); make it again with `{command}`") from None
 
 
