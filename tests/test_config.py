@@ -124,6 +124,9 @@ def test_cell_folder_names_tell_cells_apart():
         ("theory.frames=0", "theory.frames"),
         ("theory.count_frames=1", "theory.count_frames"),
         ("theory.iterations=10", "theory.iterations"),
+        ("verdicts.margin=0", "verdicts.margin"),
+        ("verdicts.confidence=1", "verdicts.confidence"),
+        ("verdicts.resamples=99", "verdicts.resamples"),
         ("trainer.threads=0", "trainer.threads"),
         ("trainer.accelerator=tpu", "trainer.accelerator"),
         ("tracking.mode=loud", "tracking.mode"),
@@ -147,7 +150,7 @@ def test_settings_of_the_wrong_type_or_name_are_refused():
             composed(override)
 
 
-@pytest.mark.parametrize("name", ["prepare", "train", "evaluate", "theory", "figures", "settings"])
+@pytest.mark.parametrize("name", ["prepare", "train", "evaluate", "theory", "figures", "settings", "verdicts"])
 def test_help_needs_no_torch(name):
     program = (
         f"import sys, runpy; sys.argv = ['pdunroll.{name}', '--help']\n"

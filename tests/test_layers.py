@@ -1,4 +1,4 @@
-"""Lower layers never import upper ones, and figures are drawn from tables alone."""
+"""Lower layers never import upper ones, and figures and verdicts are made from tables alone."""
 
 from __future__ import annotations
 
@@ -21,14 +21,34 @@ LAYERS = (
         "settled",
         "limits",
         "inference",
+        "statistics",
     },
     {"runs", "espeak", "speech", "frames"},  # speech and artefacts
     {"config"},
     {"network", "training", "tracking", "cell"},  # learning
-    {"plotting", "theory_figures"},  # drawing, from tables alone
-    {"settings", "prepare", "train", "evaluate", "theory", "benchmark", "figures", "report"},  # entry points
+    # from tables alone
+    {
+        "plotting",
+        "theory_figures",
+        "claims",
+        "regime_claims",
+        "interpretability_claims",
+        "cost_claims",
+        "theory_claims",
+    },
+    {
+        "settings",
+        "prepare",
+        "train",
+        "evaluate",
+        "theory",
+        "benchmark",
+        "figures",
+        "verdicts",
+        "report",
+    },  # entry points
 )
-MATHEMATICS, SPEECH, DRAWING, ENTRY_POINTS = LAYERS[1], LAYERS[2], LAYERS[-2], LAYERS[-1]
+MATHEMATICS, SPEECH, FROM_TABLES, ENTRY_POINTS = LAYERS[1], LAYERS[2], LAYERS[-2], LAYERS[-1]
 
 
 def imports() -> dict[str, set[str]]:
@@ -72,5 +92,5 @@ def test_each_layer_keeps_to_its_libraries():
         assert not {"hydra", "omegaconf", "pytorch_lightning", "wandb", "librosa", "pathlib"} & found[module], module
     for module in SPEECH:
         assert not {"torch", "hydra", "omegaconf", "pytorch_lightning", "wandb"} & found[module], module
-    for module in ("figures", "report", *DRAWING):
+    for module in ("figures", "verdicts", "report", *FROM_TABLES):
         assert not {"torch", "pytorch_lightning"} & found[module]

@@ -169,6 +169,25 @@ class Figures:
 
 
 @dataclass
+class Verdicts:
+    """When a claim holds."""
+
+    margin: float = 0.01  # share of the error below which a difference counts as none
+    time_margin: float = 0.25  # by how much a time may differ from the claimed one
+    memory_margin: float = 0.05  # share of full's growth below which memory is constant
+    confidence: float = 0.95
+    resamples: int = 2000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("margin", "time_margin", "memory_margin", "confidence"):
+            if not 0 < getattr(self, name) < 1:
+                raise InputError(f"verdicts.{name} must be between 0 and 1, got {getattr(self, name)}")
+        require_integer("verdicts.resamples", self.resamples, 100)
+        require_integer("verdicts.seed", self.seed, 0)
+
+
+@dataclass
 class Config:
     """All settings."""
 
@@ -186,6 +205,7 @@ class Config:
     theory: Theory = field(default_factory=Theory)
     benchmark: Benchmark = field(default_factory=Benchmark)
     figures: Figures = field(default_factory=Figures)
+    verdicts: Verdicts = field(default_factory=Verdicts)
 
     def __post_init__(self) -> None:
         require_integer("seed", self.seed, 0, 2**32 - 1)

@@ -184,6 +184,8 @@ def frame_errors(
     (frames,) of the certified optimum.
     """
     import hashlib
+    import zipfile
+    import zlib
 
     import numpy as np
     import torch
@@ -208,10 +210,10 @@ def frame_errors(
     path = config.outputs / "errors" / f"{name}.npz"
     if path.is_file():
         try:
-            with np.load(path) as stored:
+            with path.open("rb") as file, np.load(file) as stored:
                 if stored["identity"].item() == identity:
                     return dict(stored)
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
             log.warning("%s is damaged and is made again", path)
 
     torch.set_num_threads(1)
@@ -240,7 +242,7 @@ def frame_errors(
         "iterations": optimum.iterations.cpu().numpy(),
     }
     with atomic(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, **found, grid=grid, frames=chosen, identity=identity)
+        np.savez_compressed(file, **found, grid=grid, frames=chosen, identity=identity)
     return found
 
 

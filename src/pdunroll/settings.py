@@ -33,6 +33,7 @@ def main(cfg: DictConfig) -> None:
             "evaluation": {**asdict(config.evaluation), "algorithm": config.algorithm},
             "theory": asdict(config.theory),
             "figures": asdict(config.figures),
+            "verdicts": {**asdict(config.verdicts), "regime_borders": config.figures.regime_borders},
         }
         with atomic(config.outputs / "settings.yaml") as temporary:
             OmegaConf.save(OmegaConf.create(sections), temporary)

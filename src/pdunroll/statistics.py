@@ -1,0 +1,101 @@
+"""Intervals by a paired bootstrap, equivalence within a margin, and answers that may stay open.
+
+All quantities are arrays whose last axis is (1 + resamples): first the sample's own value, then one value for each
+resample. As every quantity is computed from the same resamples, comparisons are paired.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import binomtest
+
+Answer = bool | None  # yes, no, cannot be told
+
+
+class Interval(NamedTuple):
+    estimate: float
+    low: float
+    high: float
+
+
+def weights(count: int, resamples: int, rng: np.random.Generator) -> NDArray[np.float64]:
+    """Weights (1 + resamples, count) of `count` units, each row with sum 1; the first row is the sample itself.
+
+    Each resample draws count - 1 units with replacement (Rao and Wu 1988), so that the variance is unbiased for two or
+    three units, too. A single unit always stands for itself.
+    """
+    draws = max(count - 1, 1)
+    drawn = rng.multinomial(draws, np.full(count, 1 / count), size=resamples) / draws
+    return np.concatenate([np.full((1, count), 1 / count), drawn])
+
+
+def means(errors: NDArray, seeds: NDArray[np.float64], frames: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Means over seeds and frames, in the sample and in each resample.
+
+    errors (seeds, points, frames); `seeds` and `frames` are `weights`, drawn independently (the pigeonhole bootstrap,
+    Owen 2007: frames are the same for all seeds). Returns (points, 1 + resamples).
+    """
+    return sum(
+        (own.astype(np.float64) @ frames.T) * share for own, share in zip(errors, seeds.T, strict=True)
+    )  # one seed at a time: its intermediate arrays are the largest
+
+
+def percentile(values: NDArray[np.float64], confidence: float) -> Interval:
+    """The percentile interval of values (1 + resamples,)."""
+    low, high = np.quantile(values[1:], [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(float(values[0]), float(low), float(high))
+
+
+def simultaneous(values: NDArray[np.float64], confidence: float) -> list[Interval]:
+    """Intervals of several quantities (k, 1 + resamples) that cover all k at once with this confidence.
+
+    By the bootstrap distribution of the largest of the k deviations, each in units of its standard error. So the
+    interval picked afterwards, say the one farthest from zero, still means what it says.
+    """
+    estimate, drawn = values[:, :1], values[:, 1:]
+    error = drawn.std(axis=1, ddof=1, keepdims=True)
+    deviation = np.abs(drawn - estimate) / np.where(error > 0, error, 1)
+    reach = np.quantile(deviation.max(axis=0), confidence) * error
+    return [Interval(float(e), float(e - r), float(e + r)) for e, r in zip(estimate[:, 0], reach[:, 0], strict=True)]
+
+
+def proportion(count: int, of: int, confidence: float) -> Interval:
+    """The Wilson interval of a share: unlike the bootstrap's, it is not empty at 0 or 1."""
+    found = binomtest(count, of).proportion_ci(confidence, method="wilson")
+    return Interval(count / of, float(found.low), float(found.high))
+
+
+def alike(interval: Interval, margin: float) -> Answer:
+    """Is the quantity zero for all purposes? Yes if the interval lies within the margin (two one-sided tests), no if it
+    excludes zero and the estimate is not within the margin."""
+    if -margin < interval.low and interval.high < margin:
+        return True
+    excluded = interval.low > 0 or interval.high < 0
+    return False if excluded and abs(interval.estimate) >= margin else None
+
+
+def gains(interval: Interval, margin: float) -> Answer:
+    """Is the quantity a gain? Yes if it is significantly above zero and the estimate is not below the margin, no if a
+    gain of the margin is ruled out. So never both `gains` and `alike`."""
+    if interval.high < margin:
+        return False
+    return True if interval.low > 0 and interval.estimate >= margin else None
+
+
+def negation(answer: Answer) -> Answer:
+    return None if answer is None else not answer
+
+
+def every(answers: Iterable[Answer]) -> Answer:
+    """Kleene's conjunction: no if one is no, yes if all are yes."""
+    found = list(answers)
+    return False if False in found else None if None in found else True
+
+
+def some(answers: Iterable[Answer]) -> Answer:
+    """Kleene's disjunction."""
+    return negation(every(map(negation, answers)))

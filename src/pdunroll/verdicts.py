@@ -1,0 +1,220 @@
+"""Which claims of the slides hold here.  python -m pdunroll.verdicts [experiment=...]
+
+Reads evaluation.csv, training.csv, optima.csv and errors/*.npz in outputs/<name>/, and theory/*.csv and
+benchmark/memory.csv where they are; no operator, no speech. Writes to outputs/<name>/:
+    verdicts.csv  one row per claim and primal mask: claim, primal_mask, verdict, estimate, low, high, unit, statement,
+                  evidence
+    verdicts.txt  the same to be read
+A claim holds, does not hold, or is undecided; `pdunroll.statistics` says when.
+"""
+
+from __future__ import annotations
+
+import logging
+import textwrap
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from omegaconf import DictConfig
+
+from pdunroll.config import CONF, Config, one_line_errors, run, settings
+from pdunroll.errors import InputError
+from pdunroll.plotting import MASK_TITLES
+from pdunroll.runs import atomic, read_table, write_table
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from pdunroll.claims import Curves, Key, Values
+
+log = logging.getLogger(__name__)
+
+Row = dict[str, Any]
+WIDTH = 116  # characters
+
+
+@hydra.main(version_base="1.3", config_path=CONF, config_name="config")
+def main(cfg: DictConfig) -> None:
+    with one_line_errors():
+        judge(settings(cfg))
+
+
+def judge(config: Config) -> None:
+    """Judge all claims and write both files."""
+    import numpy as np
+
+    from pdunroll.claims import Rules
+    from pdunroll.cost_claims import cost_claims
+    from pdunroll.interpretability_claims import figure4_claims
+    from pdunroll.regime_claims import figure3_claims
+    from pdunroll.theory_claims import TABLES, theory_claims
+
+    options, folder = config.verdicts, config.outputs
+    borders = config.figures.regime_borders
+    if len(borders) != 2 or borders[0] >= borders[1]:
+        raise InputError(f"figures.regime_borders must be two ascending numbers for the verdicts, got {borders}")
+    rules = Rules(100 * options.margin, options.confidence, (borders[0], borders[1]))
+    evaluate = f"python -m pdunroll.evaluate experiment={config.name}"
+    evaluation, optima, training = (
+        read_table(folder / f"{name}.csv", evaluate) for name in ("evaluation", "optima", "training")
+    )
+    theory = {}
+    if (folder / "theory").is_dir():
+        command = f"python -m pdunroll.theory experiment={config.name}"
+        theory = {name: read_table(folder / "theory" / f"{name}.csv", command) for name in TABLES}
+    memory = folder / "benchmark/memory.csv"
+    peaks = read_table(memory, f"python -m pdunroll.benchmark experiment={config.name}") if memory.is_file() else []
+
+    masks = sorted({row["primal_mask"] for row in training if row["backprop"] in ("full", "truncated")})
+    if not masks:
+        raise InputError(f"{folder}/training.csv has no full or truncated training; the claims are about those")
+    rows: list[Row] = []
+    for mask in masks:
+        cells, b = comparable([row for row in training if row["primal_mask"] == mask])
+        rng = np.random.default_rng(options.seed)  # the same resamples for each mask
+        curves = read_curves(folder, mask, cells, evaluation, optima, options.resamples, rng)
+        rows += [
+            *figure3_claims(curves, rules),
+            *figure4_claims(curves, rules),
+            *cost_claims(mask, training, b, peaks, (options.time_margin, options.memory_margin)),
+            *theory_claims(mask, theory, b, options.confidence),
+        ]
+    write_table(folder / "verdicts.csv", rows)
+    heading = (
+        f"Verdicts on the claims of the slides: experiment {config.name}, {config.data.name} data. Intervals of "
+        f"{100 * options.confidence:g} % from {options.resamples} resamples; differences below "
+        f"{100 * options.margin:g} % of the error count as none. "
+        "With one seed the intervals say how the test frames vary, not how trainings do."
+    )
+    text = readable(rows, heading)
+    with atomic(folder / "verdicts.txt") as temporary:
+        temporary.write_text(text + "\n")
+    print(text)
+
+
+def comparable(training: list[Row]) -> tuple[dict[Key, dict[int, Row]], int | None]:
+    """The trainings of one mask that are compared: (mode, L) -> seed -> row, all with the same seeds; and their b.
+
+    Of several b the one with the most trainings is taken. Seeds that only some of the cells have are left out, and then
+    cells without the seeds that are left.
+    """
+    counts = Counter(row["b"] for row in training if row["backprop"] == "truncated")
+    b = max(counts, key=lambda value: (counts[value], value), default=None)
+    cells: dict[Key, dict[int, Row]] = {}
+    for row in training:
+        if row["backprop"] == "full" or (row["backprop"], row["b"]) == ("truncated", b):
+            cells.setdefault((row["backprop"], row["l_training"]), {})[row["seed"]] = row
+    having = {
+        seed: {key for key, own in cells.items() if seed in own}
+        for seed in sorted({s for own in cells.values() for s in own})
+    }
+    most = max(having.values(), key=len)
+    seeds = [seed for seed, keys in having.items() if keys >= most]
+    for key, own in cells.items():
+        if left := (sorted(set(own) - set(seeds)) if key in most else sorted(own)):
+            log.warning("%s L = %d: seed %s is left out: not all trainings have it", *key, ", ".join(map(str, left)))
+    return {key: {seed: cells[key][seed] for seed in seeds} for key in sorted(most)}, b
+
+
+def read_curves(
+    folder: Path, mask: str, cells: dict[Key, dict[int, Row]], evaluation: list[Row], optima: list[Row],
+    resamples: int, rng: np.random.Generator,
+) -> Curves:  # fmt: skip
+    """Mean errors of these cells in the sample and in each resample of its frames and seeds."""
+    import numpy as np
+
+    from pdunroll.claims import Curves
+    from pdunroll.statistics import means, weights
+
+    last = {cell(row): row["mse"] for row in evaluation}  # ascending in l_inference: the last stays
+    first = read_errors(folder, "dct")
+    seeds = list(next(iter(cells.values())))
+    of_seeds = weights(len(seeds), resamples, rng)
+    of_frames = weights(len(first["frames"]), resamples, rng)
+
+    def drawn(names: list[str]) -> Values:
+        """Of one cell: the errors along the grid and at the optimum, (len(grid) + 1, 1 + resamples)."""
+        stored = []
+        for name in names:
+            found = read_errors(folder, name)
+            same = all(np.array_equal(found[part], first[part]) for part in ("grid", "frames"))
+            mean = found["errors"][-1].mean(dtype=np.float64)
+            if not (same and np.isclose(mean, last.get(name, np.nan), rtol=1e-5)):
+                raise InputError(
+                    f"{folder}/errors/{name}.npz does not belong to {folder}/evaluation.csv; run "
+                    f"`python -m pdunroll.evaluate experiment={folder.name}` again"
+                )
+            stored.append(np.vstack([found["errors"], found["optimum_errors"]]))
+        return means(np.stack(stored), of_seeds, of_frames)
+
+    mse, optimum = {}, {}
+    for key, own in cells.items():
+        errors = drawn([cell(row) for row in own.values()])
+        mse[key], optimum[key] = errors[:-1], errors[-1]
+    names = {cell(row) for own in cells.values() for row in own.values()}
+    return Curves(
+        mask=mask,
+        grid=first["grid"].tolist(),
+        mse=mse,
+        dct=drawn(["dct"] * len(seeds))[:-1],
+        optimum=optimum,
+        certified=min(row["certified"] for row in optima if cell(row) in names),
+        validation={key: float(np.mean([row["validation_mse"] for row in own.values()])) for key, own in cells.items()},
+        untrained=[key for key, own in cells.items() if all(row["best_step"] == 0 for row in own.values())],
+        basis=f"{len(first['frames']):,} test frames, seed {', '.join(map(str, seeds))}",
+    )
+
+
+def read_errors(folder: Path, name: str) -> dict[str, NDArray]:
+    """The arrays that `evaluate` stored of one operator."""
+    import zipfile
+    import zlib
+
+    import numpy as np
+
+    path, command = folder / "errors" / f"{name}.npz", f"python -m pdunroll.evaluate experiment={folder.name}"
+    if not path.is_file():
+        raise InputError(f"{path} is missing; make it with `{command}`")
+    try:
+        with path.open("rb") as file, np.load(file) as stored:
+            return {part: stored[part] for part in ("errors", "optimum_errors", "grid", "frames")}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"{path} cannot be read ({error}); make it again with `{command}`") from None
+
+
+def cell(row: Row) -> str:
+    """The name of an operator's file, from the columns that name it in the tables."""
+    if row["l_training"] is None:
+        return str(row["backprop"])
+    return f"{row['backprop']}{row['b'] or ''}-{row['primal_mask']}-L{row['l_training']}-seed{row['seed']}"
+
+
+def readable(rows: list[Row], heading: str) -> str:
+    """The verdicts to be read: an overview of all masks side by side, then each claim with its numbers."""
+    masks = list(dict.fromkeys(row["primal_mask"] for row in rows))
+    words = {(row["claim"], row["primal_mask"]): row["verdict"] for row in rows}
+    lines = [*textwrap.wrap(heading, WIDTH), "", f"{'claim':<42}" + "".join(f"{mask:<16}" for mask in masks)]
+    lines += [
+        f"{claim:<42}" + "".join(f"{words[claim, mask]:<16}" for mask in masks)
+        for claim in dict.fromkeys(row["claim"] for row in rows)
+    ]
+    for mask in masks:
+        own = [row for row in rows if row["primal_mask"] == mask]
+        counts = Counter(row["verdict"] for row in own)
+        lines += ["", f"{MASK_TITLES.get(mask, mask)}: " + ", ".join(f"{word}: {n}" for word, n in counts.items())]
+        for row in own:
+            numbers = "" if row["estimate"] is None else "{estimate:.3g} [{low:.3g}, {high:.3g}] {unit}".format(**row)
+            lines += [
+                "",
+                f"{row['verdict'].upper():<15}{row['claim']:<42}{numbers}",
+                *textwrap.wrap(row["statement"], WIDTH, initial_indent=" " * 4, subsequent_indent=" " * 4),
+                *textwrap.wrap(row["evidence"], WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6),
+            ]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+if __name__ == "__main__":
+    run(main)
