@@ -21,12 +21,13 @@ LAYERS = (
         "settled",
         "limits",
         "inference",
+        "levels",
     },
-    {"runs", "espeak", "speech", "frames"},  # speech and artefacts
+    {"runs", "espeak", "speech", "frames", "recordings"},  # speech and artefacts
     {"config"},
-    {"network", "training", "tracking", "cell"},  # learning
+    {"network", "training", "tracking", "cell", "operators"},  # learning
     {"plotting", "theory_figures"},  # drawing, from tables alone
-    {"settings", "prepare", "train", "evaluate", "theory", "benchmark", "figures"},  # entry points
+    {"settings", "prepare", "train", "evaluate", "theory", "benchmark", "figures", "dequantize"},  # entry points
 )
 MATHEMATICS, SPEECH, DRAWING, ENTRY_POINTS = LAYERS[1], LAYERS[2], LAYERS[-2], LAYERS[-1]
 

@@ -11,7 +11,9 @@ with the learned operator K (m, n). What was decided, and why:
 - The cells are found from the values in the file, for each channel (`pdunroll.levels`). --bits N says instead that they
   are those of `pdunroll.quantize`.
 - The optimum scales with the cells, so one operator serves all bit depths and volumes. Frames are solved in units in
-  which a cell is as wide as at 4 bits, so that rounding errors are alike, too.
+  which a cell is as wide as at 4 bits, so that rounding errors are alike, too. The gain is another matter: on eight
+  IEEE test sentences SDR rose by 7.6, 6.4, 4.7, 2.5, 0.1 dB at 2, 3, 4, 5, 6 bits and fell by 3.3 dB at 8; a note says
+  so where a recording has many levels.
 - The last frame, if short, is filled with the samples before it, whose results are dropped: everything in it is true
   sound in true cells. A recording shorter than a frame is mirrored at its start, as the DCT continues its frames.
 - The output is a format that can hold numbers in the cells: 32-bit float (.wav) or 24 bit (.flac).
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
 BLOCK = 128  # frames that are solved together
 TOLERANCE = 1e-6  # relative duality gap
+FEW_LEVELS = 64  # of 6 bits: above that nothing is gained on speech
 RADIUS = 1 / 16  # half a cell, in the units in which frames are solved
 
 
@@ -76,8 +79,11 @@ def dequantize(
     path: Path, output: Path, *, operator: Path | None = None, bits: int | None = None, reference: Path | None = None
 ) -> None:
     """Restore `path` to `output` and print what was found; raises `InputError` naming the file or option at fault."""
+    import torch
+
     from pdunroll import operators, recordings
 
+    torch.set_num_threads(1)  # for matrices as small as these more threads only wait for each other
     if bits is not None:
         require_integer("--bits", bits, 1, 16)
     check_output(output, (path, operator, reference), tuple(recordings.SUBTYPES))
@@ -93,6 +99,8 @@ def dequantize(
     print(f"{path}: {recording.shape}, {recording.samples / recording.rate:.2f} s")
     for number, grid in enumerate(grids, start=1):
         print(f"channel {number}: {grid}")
+    if max(grid.count for grid in grids) > FEW_LEVELS:
+        print(f"note: with more than {FEW_LEVELS} levels the result may be further from the truth than the recording")
     print(f"operator: {operator or 'of pdunroll'}, {K.shape[0]} x {K.shape[1]}, {origin(provenance, recording.rate)}")
     start = time.perf_counter()
     gaps, scores = write(recording, output, K, grids, truth)
@@ -188,9 +196,9 @@ def restore(K: NDArray, before: NDArray, samples: NDArray, grids: list[Grid]) ->
     from pdunroll.optimum import solve
 
     n, (N, channels) = K.shape[1], samples.shape
-    units = np.array([grid.radius / RADIUS for grid in grids])
+    units = np.array([grid.radius / RADIUS for grid in grids])  # frames are solved in these; middle cells stay exact
     joined = np.concatenate((before, samples))
-    x = np.stack([grid.centres(column) for grid, column in zip(grids, joined.T, strict=True)], axis=1) / units
+    x = 2.0 * RADIUS * np.stack([grid.middles(column) for grid, column in zip(grids, joined.T, strict=True)], axis=1)
     whole, rest = divmod(N, n)
     frames = x[len(before) : len(before) + whole * n].reshape(whole, n, channels)
     if rest:

@@ -43,11 +43,11 @@ def load(path: str | Path) -> Operator:
     if not path.is_file():
         raise InputError(f"{path} does not exist; an operator is the operator.npy of a training or an npz made of it")
     try:
-        stored = np.load(path, allow_pickle=False)
-        if isinstance(stored, np.ndarray):
-            matrix, provenance = stored, None
-        else:
-            with stored:
+        with path.open("rb") as file:
+            stored = np.load(file, allow_pickle=False)
+            if isinstance(stored, np.ndarray):
+                matrix, provenance = stored, None
+            else:
                 matrix, provenance = stored["operator"], dict(json.loads(stored["provenance"].item()))
     except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]

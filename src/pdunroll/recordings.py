@@ -131,8 +131,8 @@ def require_same_shape(reference: Recording, recording: Recording) -> None:
 def require_storable(grids: list[Grid], output: Path) -> None:
     """Raise `InputError` if the format of `output` holds no number in an outermost cell."""
     for grid in grids if output.suffix.lower() == ".flac" else []:
-        lowest = grid.lowest + grid.shift  # the middle of its cell
-        if lowest + grid.radius < -1.0 or lowest + (grid.count - 1) * grid.step - grid.radius > 1.0 - 2.0**-23:
+        lowest = grid.lowest + grid.shift  # middle of a cell, in steps
+        if grid.step * (lowest + 0.5) < -1.0 or grid.step * (lowest + grid.count - 1.5) > 1.0 - 2.0**-23:
             raise InputError(f"{output} cannot hold the cells beyond full scale; give an output named .wav")
 
 
