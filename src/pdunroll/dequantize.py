@@ -145,7 +145,7 @@ def write(
     import soundfile
     from tqdm import tqdm
 
-    from pdunroll.recordings import SUBTYPES, storable
+    from pdunroll.recordings import SUBTYPES, Distortion, storable
     from pdunroll.runs import atomic
 
     n, channels = K.shape[1], recording.channels
@@ -212,41 +212,6 @@ def restore(K: NDArray, before: NDArray, samples: NDArray, grids: list[Grid]) ->
     y = found.primal.numpy().reshape(-1, channels, n).transpose(0, 2, 1)
     result = np.concatenate((y[:whole].reshape(-1, channels), y[whole:, n - rest :].reshape(-1, channels)))
     return result * units, found.gap.tolist()
-
-
-class Distortion:
-    """Signal-to-distortion ratio of what comes in blocks, over all channels."""
-
-    def __init__(self, channels: int) -> None:
-        import numpy as np
-
-        # of truth, estimate and their difference: energies; of truth and estimate: the inner product
-        self.truth, self.estimate, self.error, self.product = np.zeros((4, channels))
-
-    def add(self, truth: NDArray, estimate: NDArray) -> None:
-        """Count in a block, (N, channels)."""
-        self.truth += (truth**2).sum(axis=0)
-        self.estimate += (estimate**2).sum(axis=0)
-        self.error += ((truth - estimate) ** 2).sum(axis=0)
-        self.product += (truth * estimate).sum(axis=0)
-
-    def sdr(self) -> float:
-        """10 log10 of ||truth||^2 / ||truth - estimate||^2: the SNR of the estimate, in dB."""
-        return decibels(self.truth.sum(), self.error.sum())
-
-    def scale_invariant_sdr(self) -> float:
-        """The same with the truth scaled to fit best, each channel by a factor of its own (Le Roux et al. 2019)."""
-        import numpy as np
-
-        target = self.product**2 / np.where(self.truth > 0.0, self.truth, 1.0)
-        return decibels(target.sum(), (self.estimate - target).sum())
-
-
-def decibels(signal: float, distortion: float) -> float:
-    """Their ratio in dB, at most 200."""
-    import math
-
-    return 10.0 * math.log10(max(signal, 1e-300) / max(distortion, 1e-20 * signal, 1e-300))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ Files are read in blocks, never as a whole.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -148,3 +149,32 @@ def storable(samples: NDArray, grids: list[Grid], restored: NDArray, subtype: st
     numbers = restored.astype(np.float32)
     numbers = np.where(numbers > upper, np.nextafter(numbers, np.float32(-np.inf)), numbers)
     return np.where(numbers < lower, np.nextafter(numbers, np.float32(np.inf)), numbers)
+
+
+class Distortion:
+    """Signal-to-distortion ratio of what comes in blocks, over all channels."""
+
+    def __init__(self, channels: int) -> None:
+        # of truth, estimate and their difference: energies; of truth and estimate: the inner product
+        self.truth, self.estimate, self.error, self.product = np.zeros((4, channels))
+
+    def add(self, truth: NDArray, estimate: NDArray) -> None:
+        """Count in a block, (N, channels)."""
+        self.truth += (truth**2).sum(axis=0)
+        self.estimate += (estimate**2).sum(axis=0)
+        self.error += ((truth - estimate) ** 2).sum(axis=0)
+        self.product += (truth * estimate).sum(axis=0)
+
+    def sdr(self) -> float:
+        """10 log10 of ||truth||^2 / ||truth - estimate||^2: the SNR of the estimate, in dB."""
+        return decibels(self.truth.sum(), self.error.sum())
+
+    def scale_invariant_sdr(self) -> float:
+        """The same with the truth scaled to fit best, each channel by a factor of its own (Le Roux et al. 2019)."""
+        target = self.product**2 / np.where(self.truth > 0.0, self.truth, 1.0)
+        return decibels(target.sum(), (self.estimate - target).sum())
+
+
+def decibels(signal: float, distortion: float) -> float:
+    """Their ratio in dB, at most 200."""
+    return 10.0 * math.log10(max(signal, 1e-300) / max(distortion, 1e-20 * signal, 1e-300))
