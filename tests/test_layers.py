@@ -22,10 +22,11 @@ LAYERS = (
         "limits",
         "inference",
         "statistics",
+        "levels",
     },
-    {"runs", "espeak", "speech", "frames"},  # speech and artefacts
+    {"runs", "espeak", "speech", "frames", "recordings"},  # speech and artefacts
     {"config"},
-    {"network", "training", "tracking", "cell"},  # learning
+    {"network", "training", "tracking", "cell", "operators"},  # learning
     # from tables alone
     {
         "plotting",
@@ -46,6 +47,7 @@ LAYERS = (
         "figures",
         "verdicts",
         "report",
+        "dequantize",
     },  # entry points
 )
 MATHEMATICS, SPEECH, FROM_TABLES, ENTRY_POINTS = LAYERS[1], LAYERS[2], LAYERS[-2], LAYERS[-1]

@@ -185,7 +185,7 @@ def read_audio(path: Path) -> NDArray:
     import soundfile
 
     try:
-        _require_whole(path)
+        require_whole(path)
         info = soundfile.info(path)
         if (info.channels, info.samplerate, info.subtype) == (1, SAMPLE_RATE, "PCM_16"):
             return soundfile.read(path, dtype="int16")[0]
@@ -201,7 +201,7 @@ def read_audio(path: Path) -> NDArray:
     return samples
 
 
-def _require_whole(path: Path) -> None:
+def require_whole(path: Path) -> None:
     """Raise `InputError` if a WAV, AIFF or AU file ends before its header says; libsndfile would read what is there."""
     size = path.stat().st_size
     with path.open("rb") as file:

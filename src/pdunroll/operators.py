@@ -1,0 +1,93 @@
+"""Trained operators as files of their own, with what made them; one comes with the package.
+
+An operator file is an npz with `operator`, K (m, n) in float32, and `provenance`, a JSON object as a string. To make
+one of a finished training:
+
+    from pdunroll import operators
+    operators.save("mine.npz", operators.of_cell("multirun/mine/CELL", command="python -m pdunroll.train ..."))
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+import zlib
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pdunroll.cell import OPERATOR, RECORD
+from pdunroll.errors import InputError
+from pdunroll.runs import atomic, read_json
+from pdunroll.speech import SAMPLE_RATE
+
+SHIPPED = Path(str(resources.files("pdunroll") / "operator.npz"))
+
+
+class Operator(NamedTuple):
+    """A trained K and where it comes from."""
+
+    matrix: NDArray  # (m, n)
+    provenance: dict[str, Any]  # {} if nothing is known
+
+
+def load(path: str | Path) -> Operator:
+    """Read an operator file, or the operator.npy of a training (with what the run.json beside it says of it).
+
+    Raises `InputError` naming the file if it is missing, damaged or holds no finite matrix of floating-point numbers.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path} does not exist; an operator is the operator.npy of a training or an npz made of it")
+    try:
+        with path.open("rb") as file:
+            stored = np.load(file, allow_pickle=False)
+            if isinstance(stored, np.ndarray):
+                matrix, provenance = stored, None
+            else:
+                matrix, provenance = stored["operator"], dict(json.loads(stored["provenance"].item()))
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{path} cannot be read as an operator ({reason}); replace it") from None
+    if matrix.ndim != 2 or 0 in matrix.shape or matrix.dtype.kind != "f":
+        raise InputError(f"{path} holds a {matrix.dtype} array of shape {matrix.shape}, not an operator (m, n)")
+    if not np.isfinite(matrix).all() or not matrix.any():
+        raise InputError(f"{path} holds an operator that is zero or not finite; replace it")
+    if provenance is None:
+        record = path.with_name(RECORD)
+        provenance = _provenance(record) if path.name == OPERATOR and record.is_file() else {}
+    return Operator(matrix, provenance)
+
+
+def of_cell(folder: str | Path, command: str) -> Operator:
+    """The operator of a finished training, trained by `command`; raises `InputError` if it is not finished."""
+    folder = Path(folder)
+    return Operator(load(folder / OPERATOR).matrix, {"command": command, **_provenance(folder / RECORD)})
+
+
+def save(path: str | Path, operator: Operator) -> None:
+    """Write an operator file."""
+    with atomic(Path(path)) as temporary, temporary.open("wb") as file:
+        provenance = json.dumps(operator.provenance)
+        np.savez_compressed(file, operator=operator.matrix.astype(np.float32), provenance=np.array(provenance))
+
+
+def _provenance(path: Path) -> dict[str, Any]:
+    """What a finished training's record says of its operator."""
+    record = read_json(path, ("status", "settings", "data", "results", "environment"))
+    if record["status"] != "finished":
+        raise InputError(f"{path.parent} is not a finished training; run its command again")
+    settings = record["settings"]
+    return {
+        "data": f"{settings['data']['name']}, sha256 {record['data']}",
+        "sample_rate": SAMPLE_RATE,
+        "bits": settings["data"]["bits"],
+        "seed": settings["seed"],
+        "validation_mse": record["results"]["validation_mse"],
+        "commit": record["environment"]["commit"],
+        "torch": record["environment"]["torch"],
+        "settings": settings,
+    }
