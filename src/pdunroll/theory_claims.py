@@ -19,7 +19,7 @@ def theory_claims(mask: str, tables: dict[str, list[Row]], b: int | None, confid
         "limit-assumption": "delta_P and delta_D decay geometrically (the limit theorem's assumption) on most frames.",
         "limit-reached": f"With the most iterations measured, full's gradient is within {NEAR:.0%} of its limit.",
         "truncated-nearer-limit": "Truncated's gradient points nearer to the limit than full's at the same L does.",
-        "masks-settle": "On most frames the masks settle after some iterations: they change no more in the second half of those measured.",
+        "masks-settle": "On most frames the masks settle (no change in the second half of the iterations measured).",
         "kernel-limit": "delta_P and delta_D tend to the kernels of Ktilde and Ktilde^T (the kernel theorem): their "
         f"distance falls below {VANISHED:g} of its first value.",
     }
