@@ -19,7 +19,7 @@ def theory_claims(mask: str, tables: dict[str, list[Row]], b: int | None, confid
         "limit-assumption": "delta_P and delta_D decay geometrically (the limit theorem's assumption) on most frames.",
         "limit-reached": f"With the most iterations measured, full's gradient is within {NEAR:.0%} of its limit.",
         "truncated-nearer-limit": "Truncated's gradient points nearer to the limit than full's at the same L does.",
-        "masks-settle": "On most frames the masks change no more in the second half of the iterations measured.",
+        "masks-settle": "On most frames the masks settle (no change in the second half of the iterations measured).",
         "kernel-limit": "delta_P and delta_D tend to the kernels of Ktilde and Ktilde^T (the kernel theorem): their "
         f"distance falls below {VANISHED:g} of its first value.",
     }
@@ -79,7 +79,7 @@ def gradient(fidelity: list[Row]) -> Found:
     """Full's error to the limit at the largest L: near it, or no nearer than a gradient of zero."""
     last, parts = [], []
     for operator, rows in by_operator([row for row in fidelity if row["backprop"] == "full"]).items():
-        first, end = rows[0], max(rows, key=lambda row: row["l"])
+        first, end = (pick(rows, key=lambda row: row["l"]) for pick in (min, max))
         last.append(end["limit_error"])
         parts.append(
             f"{operator}: error {first['limit_error']:.3g} at L = {first['l']}, {end['limit_error']:.3g} at "
@@ -112,14 +112,16 @@ def nearer(fidelity: list[Row], b: int | None) -> Found:
 
 
 def settled(settling: list[Row], confidence: float) -> Found:
-    """The share of frames whose masks stay as they are for the second half of the iterations."""
+    """The share of frames whose masks stay as they are for the second half of the iterations. Those that do not may
+    still settle later: this is never refuted."""
     intervals, parts = [], []
     for operator, rows in by_operator(settling).items():
         count = sum(row["settled_after"] <= row["of"] / 2 for row in rows)
         intervals.append(proportion(count, len(rows), confidence))
         middle = median(row["settled_after"] for row in rows)
         parts.append(f"{operator}: {count} of {len(rows)}, last change after {middle:.0f} of {rows[0]['of']} (median)")
-    return every(map(majority, intervals)), min(intervals), "; ".join(parts) + "."
+    answer = every(True if majority(i) else None for i in intervals)
+    return answer, min(intervals), "; ".join(parts) + "."
 
 
 def kernels(decay: list[Row]) -> Found:

@@ -164,7 +164,8 @@ def read_curves(
         certified=min(row["certified"] for row in optima if cell(row) in names),
         validation={key: float(np.mean([row["validation_mse"] for row in own.values()])) for key, own in cells.items()},
         untrained=[key for key, own in cells.items() if all(row["best_step"] == 0 for row in own.values())],
-        basis=f"{len(first['frames']):,} test frames, seed {', '.join(map(str, seeds))}",
+        basis=f"{len(first['frames']):,} test frames, seed {', '.join(map(str, seeds))}"
+        + (" only" if len(seeds) == 1 else ""),
     )
 
 
