@@ -254,7 +254,7 @@ def test_dvc_runs_the_chain_once_and_then_what_changed(tmp_path):
         lines = done.stdout.splitlines()
         return [line.split("'")[1].split("@")[0] for line in lines if line.startswith("Running stage")], done.stdout
 
-    stages = ["settings", "prepare", "sweep", "theory", "evaluate", "figures", "verdicts"]
+    stages = ["settings", "prepare", "sweep", "theory", "evaluate", "figures", "verdicts", "report"]
     ran, output = repro()
     assert sorted(ran) == sorted(stages)
     assert "truncated (b = 30)" in output
@@ -262,7 +262,7 @@ def test_dvc_runs_the_chain_once_and_then_what_changed(tmp_path):
     preset = tmp_path / "conf/experiment/smoke.yaml"
     content = preset.read_text()
     preset.write_text(content.replace("\n  frames: 64", "\n  frames: 63"))
-    assert sorted(repro()[0]) == ["evaluate", "figures", "settings", "verdicts"]
+    assert sorted(repro()[0]) == ["evaluate", "figures", "report", "settings", "verdicts"]
     preset.write_text(content.replace("\n  frames: 64", "\n  frames: 63") + "# a comment\n")
     assert repro()[0] == ["settings"]
     settings = yaml.safe_load((tmp_path / "outputs/smoke/settings.yaml").read_text())
