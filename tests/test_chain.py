@@ -254,7 +254,7 @@ def test_dvc_runs_the_chain_once_and_then_what_changed(tmp_path):
         lines = done.stdout.splitlines()
         return [line.split("'")[1].split("@")[0] for line in lines if line.startswith("Running stage")], done.stdout
 
-    stages = ["settings", "prepare", "sweep", "theory", "evaluate", "figures", "verdicts", "report"]
+    stages = ["settings", "prepare", "sweep", "theory", "evaluate", "figures", "verdicts", "quality", "report"]
     ran, output = repro()
     assert sorted(ran) == sorted(stages)
     assert "truncated (b = 30)" in output

@@ -46,6 +46,7 @@ LAYERS = (
         "benchmark",
         "figures",
         "verdicts",
+        "quality",
         "report",
         "dequantize",
     },  # entry points

@@ -8,6 +8,7 @@ last.ckpt      where to go on
 
 from __future__ import annotations
 
+import logging
 import platform
 import subprocess
 from dataclasses import asdict
@@ -22,6 +23,8 @@ from pdunroll.config import Config
 from pdunroll.errors import InputError
 from pdunroll.frames import read_manifest
 from pdunroll.runs import atomic, digest, read_json, source_digest, write_json
+
+log = logging.getLogger(__name__)
 
 RECORD, OPERATOR = "run.json", "operator.npy"
 
@@ -107,6 +110,56 @@ def environment() -> dict[str, str]:
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
     }
+
+
+def finished_cells(runs: Path, wanted: dict[str, Any], name: str) -> list[tuple[Path, dict[str, Any]]]:
+    """Folder and record of each finished training in `runs`, in the order of the tables.
+
+    `wanted` is the identity of a training with the present settings; the cells may differ in backprop, L and seed
+    only, so that one table never mixes protocols. Raises `InputError` naming the cell that does.
+    """
+    command = f"python -m pdunroll.train -m experiment={name}"
+    cells = []
+    for path in sorted(runs.glob(f"*/{RECORD}")):
+        record = read_json(path, ("status", "settings", "data", "code"))
+        if record["status"] != "finished":
+            log.warning("%s is not finished and is left out; `%s` goes on with it", path.parent, command)
+            continue
+        own, common = record["settings"], wanted["settings"]
+        expected = {
+            **common,
+            "seed": own["seed"],
+            "backprop": own["backprop"],
+            "network": {**common["network"], "iterations": own["network"]["iterations"]},
+        }
+        for what, ours, theirs in (
+            ("settings", expected, own),
+            ("data", wanted["data"], record["data"]),
+            ("training code", wanted["code"], record["code"]),
+        ):
+            if ours != theirs:
+                raise InputError(f"{path.parent} was trained with other {what}; run `{command}` again, or remove it")
+        cells.append((path.parent, record))
+    if not cells:
+        raise InputError(f"{runs} holds no finished training; run `{command}` first")
+    return sorted(cells, key=lambda cell: table_order(cell_key(cell[1])))
+
+
+def cell_key(record: dict[str, Any]) -> dict[str, Any]:
+    """The columns that name a training in the tables."""
+    own = record["settings"]
+    return {
+        "backprop": own["backprop"]["name"],
+        "primal_mask": own["backprop"]["primal_mask"],
+        "l_training": own["network"]["iterations"],
+        "seed": own["seed"],
+        "b": own["backprop"].get("iterations"),
+    }
+
+
+def table_order(key: dict[str, Any]) -> tuple:
+    """Rows by mask, mode, b, L and seed."""
+    return key["primal_mask"], key["backprop"], key["b"] or 0, key["l_training"], key["seed"]
 
 
 def origin(config: Config, command: str) -> str:

@@ -161,6 +161,27 @@ class Benchmark:
 
 
 @dataclass
+class Quality:
+    """Speech quality over whole test sentences."""
+
+    sentences: int | None = 12  # drawn with the seed; all if null
+    listen: int = 3  # of them, written as audio
+    seed: int = 0
+    tolerance: float = 1e-5  # relative duality gap
+    max_iterations: int = 20_000
+    jobs: int | None = None  # operators side by side, one thread each; one a core if null
+
+    def __post_init__(self) -> None:
+        for name in ("sentences", "jobs"):
+            if getattr(self, name) is not None:
+                require_integer(f"quality.{name}", getattr(self, name), 1)
+        require_integer("quality.listen", self.listen, 0)
+        require_integer("quality.seed", self.seed, 0)
+        require_integer("quality.max_iterations", self.max_iterations, 1)
+        require_positive("quality.tolerance", self.tolerance)
+
+
+@dataclass
 class Figures:
     """What the figures show."""
 
@@ -206,6 +227,7 @@ class Config:
     benchmark: Benchmark = field(default_factory=Benchmark)
     figures: Figures = field(default_factory=Figures)
     verdicts: Verdicts = field(default_factory=Verdicts)
+    quality: Quality = field(default_factory=Quality)
 
     def __post_init__(self) -> None:
         require_integer("seed", self.seed, 0, 2**32 - 1)

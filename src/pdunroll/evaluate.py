@@ -42,7 +42,7 @@ def evaluate(config: Config) -> None:
     import numpy as np
     from joblib import Parallel, delayed
 
-    from pdunroll.cell import environment, identify, read_operator
+    from pdunroll.cell import cell_key, environment, finished_cells, identify, read_operator
     from pdunroll.frames import load, read_manifest
     from pdunroll.inference import log_grid
     from pdunroll.problem import dct_operator
@@ -104,59 +104,6 @@ def evaluate(config: Config) -> None:
         },
     )
     log.info("%d frames, %d numbers of iterations: %s", len(chosen), len(grid), config.outputs / "evaluation.csv")
-
-
-def finished_cells(runs: Path, wanted: dict[str, Any], name: str) -> list[tuple[Path, dict[str, Any]]]:
-    """Folder and record of each finished training in `runs`, in the order of the tables.
-
-    `wanted` is the identity of a training with the present settings; the cells may differ in backprop, L and seed
-    only, so that one table never mixes protocols. Raises `InputError` naming the cell that does.
-    """
-    from pdunroll.cell import RECORD
-    from pdunroll.runs import read_json
-
-    command = f"python -m pdunroll.train -m experiment={name}"
-    cells = []
-    for path in sorted(runs.glob(f"*/{RECORD}")):
-        record = read_json(path, ("status", "settings", "data", "code"))
-        if record["status"] != "finished":
-            log.warning("%s is not finished and is left out; `%s` goes on with it", path.parent, command)
-            continue
-        own, common = record["settings"], wanted["settings"]
-        expected = {
-            **common,
-            "seed": own["seed"],
-            "backprop": own["backprop"],
-            "network": {**common["network"], "iterations": own["network"]["iterations"]},
-        }
-        for what, ours, theirs in (
-            ("settings", expected, own),
-            ("data", wanted["data"], record["data"]),
-            ("training code", wanted["code"], record["code"]),
-        ):
-            if ours != theirs:
-                raise InputError(f"{path.parent} was trained with other {what}; run `{command}` again, or remove it")
-        cells.append((path.parent, record))
-    if not cells:
-        raise InputError(f"{runs} holds no finished training; run `{command}` first")
-    return sorted(cells, key=lambda cell: table_order(cell_key(cell[1])))
-
-
-def cell_key(record: dict[str, Any]) -> dict[str, Any]:
-    """The columns that name a training in the tables."""
-    own = record["settings"]
-    return {
-        "backprop": own["backprop"]["name"],
-        "primal_mask": own["backprop"]["primal_mask"],
-        "l_training": own["network"]["iterations"],
-        "seed": own["seed"],
-        "b": own["backprop"].get("iterations"),
-    }
-
-
-def table_order(key: dict[str, Any]) -> tuple:
-    """Rows by mask, mode, b, L and seed."""
-    return key["primal_mask"], key["backprop"], key["b"] or 0, key["l_training"], key["seed"]
 
 
 def certificate(found: dict[str, NDArray], tolerance: float) -> dict[str, Any]:

@@ -32,6 +32,7 @@ def main(cfg: DictConfig) -> None:
             },
             "evaluation": {**asdict(config.evaluation), "algorithm": config.algorithm},
             "theory": asdict(config.theory),
+            "quality": {**asdict(config.quality), "algorithm": config.algorithm},
             "figures": asdict(config.figures),
             "verdicts": {**asdict(config.verdicts), "regime_borders": config.figures.regime_borders},
         }

@@ -1,0 +1,222 @@
+"""Speech quality over whole test sentences, and some to listen to.  python -m pdunroll.quality [experiment=...]
+
+Compares the quantized sentences with restorations by the DCT and, for each mask and mode, by the operator with the
+least validation error, each at the certified optimum. Writes to outputs/<name>/:
+    quality.csv          one row per restoration, sentence and metric
+    quality_summary.csv  means over the sentences, and the gain over the quantized ones with its interval
+    audio/               the sentences to listen to, and index.json, which describes them
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from omegaconf import DictConfig
+
+from pdunroll.config import CONF, Config, build, one_line_errors, run, settings
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+log = logging.getLogger(__name__)
+
+Row = dict[str, Any]
+METRICS = ("sdr_db", "si_sdr_db", "pesq_wb", "stoi")
+
+
+@hydra.main(version_base="1.3", config_path=CONF, config_name="config")
+def main(cfg: DictConfig) -> None:
+    with one_line_errors():
+        assess(settings(cfg))
+
+
+def assess(config: Config) -> None:
+    """Restore, measure and write everything."""
+    import numpy as np
+    from joblib import Parallel, delayed
+
+    from pdunroll.frames import load, read_manifest
+    from pdunroll.runs import write_table
+
+    options = config.quality
+    test, manifest = load(config.prepared, "test"), read_manifest(config.prepared)
+    files = manifest["splits"]["test"]["files"]
+    drawn = np.random.default_rng(options.seed).permutation(len(files))[: options.sentences]
+    sentences = {files[number]["name"]: test.file == number for number in sorted(drawn)}  # frames in order
+    chosen = np.concatenate([np.flatnonzero(frames) for frames in sentences.values()])
+    lengths = np.cumsum([frames.sum() * config.data.frame_length for frames in sentences.values()])[:-1]
+
+    models = candidates(config)
+    work = Parallel(n_jobs=options.jobs or -1, return_as="generator", max_nbytes=None)(
+        delayed(restored)(config, operator, test.observation[chosen]) for _, operator in models
+    )
+    takes = [({"restoration": "original", "primal_mask": None, "cell": None}, test.truth[chosen])]
+    takes.append(({"restoration": "quantized", "primal_mask": None, "cell": None}, test.observation[chosen]))
+    takes += [(key, frames) for (key, _), frames in zip(models, work, strict=True)]
+    signals = [(key, np.split(frames.ravel(), lengths)) for key, frames in takes]
+
+    originals = signals[0][1]
+    rows = [
+        {**key, "file": name, "metric": metric, "value": value}
+        for key, parts in signals[1:]
+        for name, original, part in zip(sentences, originals, parts, strict=True)
+        for metric, value in measures(original, part, manifest["settings"]["sample_rate"]).items()
+    ]
+    write_table(config.outputs / "quality.csv", rows)
+    means = summary(rows, options.seed)
+    write_table(config.outputs / "quality_summary.csv", means)
+    listen(config.outputs / "audio", signals, list(sentences)[: options.listen], manifest["settings"]["sample_rate"])
+    report(means)
+
+
+def candidates(config: Config) -> list[tuple[Row, NDArray]]:
+    """The DCT, and for each mask and mode the operator of the finished training with the least validation error."""
+    from pdunroll.cell import cell_key, finished_cells, identify, read_operator
+    from pdunroll.problem import dct_operator
+
+    shape = (config.network.rows or config.data.frame_length, config.data.frame_length)
+    best: dict[tuple[str, str], tuple[float, Path]] = {}
+    for folder, record in finished_cells(Path(config.evaluation.runs), identify(config), config.name):
+        key = cell_key(record)
+        entry = record["results"]["validation_mse"], folder
+        kind = key["primal_mask"], key["backprop"]
+        best[kind] = min(best.get(kind, entry), entry)
+    found: list[tuple[Row, NDArray]] = [
+        ({"restoration": "dct", "primal_mask": None, "cell": None}, dct_operator(*shape).numpy())
+    ]
+    for (mask, mode), (_, folder) in sorted(best.items()):
+        key = {"restoration": mode, "primal_mask": mask, "cell": folder.name}
+        found.append((key, read_operator(folder, shape)))
+    return found
+
+
+def restored(config: Config, operator: NDArray, observation: NDArray) -> NDArray:
+    """The optimum of each frame, (frames, n)."""
+    import torch
+
+    from pdunroll.optimum import solve
+    from pdunroll.quantizer import radius
+
+    torch.set_num_threads(1)
+    found = solve(
+        torch.from_numpy(operator),
+        torch.from_numpy(observation),
+        radius=radius(config.data.bits),
+        tolerance=config.quality.tolerance,
+        max_iterations=config.quality.max_iterations,
+        algorithm=build(config.algorithm),
+    )
+    return found.primal.numpy()
+
+
+def measures(original: NDArray, signal: NDArray, rate: int) -> dict[str, float | None]:
+    """Metrics of one sentence against the original, both (samples,); None where one cannot be had.
+
+    sdr_db is 10 log10 of ||original||^2 / ||original - signal||^2, si_sdr_db the same after the best scaling of the
+    original; PESQ (ITU-T P.862.2, wide band) and STOI come from the packages of the same names.
+    """
+    import torch
+    from torchmetrics.functional.audio import scale_invariant_signal_distortion_ratio, signal_noise_ratio
+
+    target, estimate = torch.from_numpy(original).double(), torch.from_numpy(signal).double()
+    return {
+        "sdr_db": float(signal_noise_ratio(estimate, target)),
+        "si_sdr_db": float(scale_invariant_signal_distortion_ratio(estimate, target)),
+        **perceived(original, signal, rate),
+    }
+
+
+def perceived(original: NDArray, signal: NDArray, rate: int) -> dict[str, float | None]:
+    """PESQ and STOI, each None without its package, or where a sentence is too short or too quiet for it."""
+    import warnings
+
+    found: dict[str, float | None] = {"pesq_wb": None, "stoi": None}
+    if not packages_are_there():
+        return found
+    from pesq import PesqError, pesq
+    from pystoi import stoi
+
+    try:
+        found["pesq_wb"] = float(pesq(rate, original, signal, "wb"))
+    except PesqError:
+        log.warning("PESQ finds no speech in a sentence of %d samples", len(original))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        value = float(stoi(original, signal, rate))
+    found["stoi"] = None if said else value  # it warns, and returns a constant, where a sentence is too short
+    return found
+
+
+@cache
+def packages_are_there() -> bool:
+    """Whether PESQ and STOI can be had; says so once if not."""
+    from importlib.util import find_spec
+
+    there = all(map(find_spec, ("pesq", "pystoi")))
+    if not there:
+        log.warning("PESQ and STOI are left out; `pip install -e '.[speech]'` brings them")
+    return there
+
+
+def summary(rows: list[Row], seed: int) -> list[Row]:
+    """Means over the sentences; gain over the quantized ones, with a 95% interval (bootstrap over the sentences)."""
+    import numpy as np
+    from scipy.stats import bootstrap
+
+    base = {(row["file"], row["metric"]): row["value"] for row in rows if row["restoration"] == "quantized"}
+    groups: dict[tuple, list[Row]] = {}
+    for row in rows:
+        if row["value"] is not None and base[row["file"], row["metric"]] is not None:
+            key = row["restoration"], row["primal_mask"], row["cell"], row["metric"]
+            groups.setdefault(key, []).append(row)
+    found = []
+    for (restoration, mask, cell, metric), mine in groups.items():
+        gains = np.array([row["value"] - base[row["file"], metric] for row in mine])
+        low = high = None
+        if len(gains) > 1 and np.ptp(gains) > 0:
+            interval = bootstrap((gains,), np.mean, method="percentile", rng=seed).confidence_interval
+            low, high = float(interval.low), float(interval.high)
+        found.append({
+            "restoration": restoration, "primal_mask": mask, "cell": cell, "metric": metric,
+            "mean": float(np.mean([row["value"] for row in mine])), "gain": float(gains.mean()),
+            "low": low, "high": high, "sentences": len(mine),
+        })  # fmt: skip
+    return found
+
+
+def listen(folder: Path, signals: list[tuple[Row, list[NDArray]]], names: list[str], rate: int) -> None:
+    """Write the first sentences of each take as 16-bit wav files and index.json; replaces `folder` as a whole."""
+    import soundfile
+
+    from pdunroll.runs import write_json
+
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    entries = []
+    for number, name in enumerate(names):
+        for key, parts in signals:
+            file = "-".join(filter(None, (str(number), key["restoration"], key["primal_mask"]))) + ".wav"
+            soundfile.write(partial / file, parts[number].clip(-1.0, 1.0), rate, subtype="PCM_16")
+            entries.append({"name": name, **key, "file": file, "seconds": len(parts[number]) / rate})
+    write_json(partial / "index.json", entries)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+
+
+def report(means: list[Row]) -> None:
+    """Mean and gain of each restoration."""
+    print(f"{'restoration':<12}{'mask':<12}" + "".join(f"{metric:>18}" for metric in METRICS))
+    for key in dict.fromkeys((row["restoration"], row["primal_mask"]) for row in means):
+        cells = {row["metric"]: row for row in means if (row["restoration"], row["primal_mask"]) == key}
+        values = (f"{cells[m]['mean']:.3f} ({cells[m]['gain']:+.3f})" if m in cells else "" for m in METRICS)
+        print(f"{key[0]:<12}{key[1] or '':<12}" + "".join(f"{value:>18}" for value in values))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,134 @@
+"""Speech quality: the metrics against their formulas, the sentences put together, the command line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import soundfile
+
+from pdunroll import quality
+from pdunroll.frames import load, read_manifest
+from test_chain import table
+
+RATE = 16000
+
+
+def sdr(original, signal):
+    return 10 * np.log10((original**2).sum() / ((original - signal) ** 2).sum())
+
+
+def test_sdr_and_si_sdr_are_their_formulas():
+    rng = np.random.default_rng(0)
+    original = rng.normal(size=4000)
+    signal = 0.5 * original + 0.1 * rng.normal(size=4000)
+    found = quality.measures(original.astype(np.float32), signal.astype(np.float32), RATE)
+    assert found["sdr_db"] == pytest.approx(sdr(original, signal), abs=1e-3)
+    scaled = original * (signal @ original) / (original @ original)
+    assert found["si_sdr_db"] == pytest.approx(
+        10 * np.log10((scaled**2).sum() / ((scaled - signal) ** 2).sum()), abs=1e-3
+    )
+
+
+def voiced(seconds: float = 2.0) -> np.ndarray:
+    """Something speech-like: harmonics under a syllable's envelope."""
+    t = np.arange(int(seconds * RATE)) / RATE
+    tone = sum(np.sin(2 * np.pi * 140 * k * t) / k for k in range(1, 20))
+    return (0.3 * tone * (0.2 + np.sin(2 * np.pi * 2 * t) ** 2)).astype(np.float32)
+
+
+def test_less_noise_is_better_by_every_metric():
+    pytest.importorskip("pesq")
+    pytest.importorskip("pystoi")
+    noise = np.random.default_rng(1).normal(size=2 * RATE).astype(np.float32)
+    some, more = (quality.measures(voiced(), voiced() + level * noise, RATE) for level in (0.01, 0.2))
+    assert set(some) == set(quality.METRICS)
+    for metric in quality.METRICS:
+        assert some[metric] > more[metric], metric
+
+
+def test_without_the_packages_two_metrics_are_left_out(monkeypatch, caplog):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    quality.packages_are_there.cache_clear()
+    found = quality.measures(voiced(), 0.9 * voiced(), RATE)
+    quality.packages_are_there.cache_clear()
+    assert (found["pesq_wb"], found["stoi"]) == (None, None)
+    assert found["sdr_db"] == pytest.approx(20)
+    assert "pip install -e '.[speech]'" in caplog.text
+
+
+def test_summary_is_the_mean_and_the_paired_gain():
+    rows = [
+        {"restoration": name, "primal_mask": None, "cell": None, "file": file, "metric": "sdr_db", "value": value}
+        for name, values in (("quantized", (1.0, 5.0, 3.0)), ("dct", (3.0, 6.0, None)))
+        for file, value in zip("abc", values, strict=True)
+    ]
+    base, dct = quality.summary(rows, seed=0)
+    assert (base["mean"], base["gain"], base["low"], base["sentences"]) == (3.0, 0.0, None, 3)
+    assert (dct["mean"], dct["gain"], dct["sentences"]) == (4.5, 1.5, 2)
+    assert 1.0 <= dct["low"] <= dct["gain"] <= dct["high"] <= 2.0
+
+
+@pytest.fixture
+def finished(smoke, tmp_path):
+    shutil.copytree(smoke, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+def test_the_command_writes_tables_and_audio(finished, call):
+    done = call("quality", "experiment=smoke", "quality.listen=1")
+    assert done.status == 0, done.err
+    outputs = finished / "outputs/smoke"
+    rows = table(outputs / "quality.csv")
+    names = {row["file"] for row in rows}
+    assert len(names) == 2
+    assert {row["restoration"] for row in rows} == {"quantized", "dct", "full", "truncated"}
+    best = {
+        mode: min(
+            (json.loads(path.read_text()) for path in finished.glob(f"multirun/smoke/{mode}*/run.json")),
+            key=lambda record: record["results"]["validation_mse"],
+        )["settings"]["network"]["iterations"]
+        for mode in ("full", "truncated")
+    }
+    for row in rows:
+        if row["restoration"] in best:
+            assert f"L{best[row['restoration']]}-" in row["cell"]
+
+    # the frames of one file, in order, and nothing else
+    test, files = load(outputs / "prepared", "test"), read_manifest(outputs / "prepared")["splits"]["test"]["files"]
+    for number, file in enumerate(files):
+        if file["name"] in names:
+            original, quantized = (part[test.file == number].ravel() for part in (test.truth, test.observation))
+            assert len(original) == file["frames"] * 64
+            (row,) = [
+                row for row in rows
+                if (row["file"], row["restoration"], row["metric"]) == (file["name"], "quantized", "sdr_db")
+            ]  # fmt: skip
+            assert float(row["value"]) == pytest.approx(sdr(original.astype(float), quantized.astype(float)), abs=1e-3)
+
+    index = json.loads((outputs / "audio/index.json").read_text())
+    assert [entry["restoration"] for entry in index] == ["original", "quantized", "dct", "full", "truncated"]
+    for entry in index:
+        samples, rate = soundfile.read(outputs / "audio" / entry["file"])
+        assert (rate, len(samples) / rate) == (RATE, entry["seconds"])
+    (number,) = [number for number, file in enumerate(files) if file["name"] == index[0]["name"]]
+    samples = soundfile.read(outputs / "audio" / index[0]["file"])[0]
+    np.testing.assert_allclose(samples, test.truth[test.file == number].ravel(), atol=2 / 2**15)
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("quality.sentences=0", "quality.sentences"),
+        ("quality.listen=-1", "quality.listen"),
+        ("quality.tolerance=0", "quality.tolerance"),
+        ("quality.jobs=1", "prepare"),
+    ],
+)
+def test_bad_settings_are_named(call, override, named):
+    done = call("quality", "experiment=smoke", override)
+    assert done.status == 2
+    assert named in done.err
+    assert len(done.err.strip().splitlines()) == 1
