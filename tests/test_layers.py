@@ -48,6 +48,7 @@ LAYERS = (
         "verdicts",
         "quality",
         "report",
+        "dashboard",
         "dequantize",
     },  # entry points
 )

@@ -97,6 +97,7 @@ class Tracking:
 
     mode: str = "offline"
     project: str = "pdunroll"
+    entity: str | None = None  # user or team; the login's own if null
 
     def __post_init__(self) -> None:
         require_choice("tracking.mode", self.mode, ("offline", "online", "disabled"))

@@ -9,6 +9,7 @@ from pdunroll.runs import atomic
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from numpy.typing import NDArray
 
 MASK_TITLES = {"active_set": "active-set mask (the paper's formula)", "released": "released mask (the authors' code)"}
 
@@ -31,3 +32,11 @@ def save(figure: Figure, stem: Path, origin: str) -> None:
         with atomic(stem.with_suffix(f".{kind}")) as temporary:
             figure.savefig(temporary, format=kind, dpi=160, metadata=metadata)
     plt.close(figure)
+
+
+def diverging(values: NDArray) -> NDArray:
+    """A matrix as a picture (m, n, 4), uint8: blue below 0, white at 0, red above, full at the largest modulus."""
+    import matplotlib
+    import numpy as np
+
+    return matplotlib.colormaps["RdBu_r"](0.5 + 0.5 * values / (np.abs(values).max() or 1.0), bytes=True)

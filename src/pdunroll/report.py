@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 
 from pdunroll.config import CONF, Config, one_line_errors, run, settings
 from pdunroll.errors import InputError
-from pdunroll.plotting import MASK_TITLES, set_style
+from pdunroll.plotting import MASK_TITLES, diverging, set_style
 from pdunroll.runs import atomic, read_json, read_table
 
 if TYPE_CHECKING:
@@ -189,22 +189,20 @@ def operators(runs: Path) -> list[Row]:
         m, n = learned.shape
         initial = dct(np.eye(max(m, n)), norm="ortho", axis=0)[:m, :n]
         if not found:
-            found.append({"name": "DCT", "image": image(initial), "change": None, "largest": None})
+            found.append({"name": "DCT", "image": image(diverging(initial)), "change": None, "largest": None})
         change = learned - initial
         largest = float(np.abs(change).max())
-        found.append({"name": folder.name, "image": image(learned), "change": image(change), "largest": largest})
+        images = {"image": image(diverging(learned)), "change": image(diverging(change))}
+        found.append({"name": folder.name, **images, "largest": largest})
     return found
 
 
-def image(values: NDArray, colours: str = "RdBu_r") -> str:
-    """A matrix as a PNG data URI; colours symmetric about 0 unless another map is given."""
+def image(picture: NDArray) -> str:
+    """A picture (height, width, 4), uint8, as a PNG data URI."""
     import matplotlib.pyplot as plt
-    import numpy as np
 
-    largest = np.abs(values).max() or 1.0
-    limits = (-largest, largest) if colours == "RdBu_r" else (values.min(), values.max())
     buffer = io.BytesIO()
-    plt.imsave(buffer, values, cmap=colours, vmin=limits[0], vmax=limits[1], format="png")
+    plt.imsave(buffer, picture, format="png")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
@@ -228,6 +226,7 @@ def sentences(folder: Path) -> list[Row]:
 
 def spectrogram(path: Path) -> str:
     """80 dB of short-time spectra (32 ms windows, 8 ms steps), as a PNG data URI."""
+    import matplotlib
     import numpy as np
     import soundfile
     from scipy.signal import stft
@@ -236,7 +235,8 @@ def spectrogram(path: Path) -> str:
     window = round(0.032 * rate)
     power = np.abs(stft(samples, rate, nperseg=window, noverlap=window - round(0.008 * rate))[2]) ** 2
     decibels = 10 * np.log10(power + 1e-12)
-    return image(np.clip(decibels, decibels.max() - 80, None)[::-1], "magma")
+    level = 1 + (decibels[::-1] - decibels.max()) / 80  # 0 for -80 dB and below
+    return image(matplotlib.colormaps["magma"](level.clip(0, 1), bytes=True))
 
 
 def settings_text(path: Path) -> str | None:

@@ -1,46 +1,80 @@
-"""Weights & Biases: one run a training, grouped by experiment."""
+"""Weights & Biases: one run a training and one an evaluation, grouped by experiment."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-from pytorch_lightning.loggers import Logger, WandbLogger
+from typing import TYPE_CHECKING, Any
 
 from pdunroll.config import Tracking
 from pdunroll.errors import InputError
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from wandb import Run
+
 
 @contextmanager
 def tracked(
-    tracking: Tracking, folder: Path, *, group: str, name: str, tags: list[str], config: dict[str, Any]
-) -> Iterator[list[Logger]]:
-    """Open a run and give the loggers for it (none with tracking=off); finishes the run on the way out.
+    tracking: Tracking,
+    folder: Path,
+    *,
+    job_type: str,
+    group: str,
+    name: str,
+    tags: list[str],
+    config: Mapping[str, Any],
+    identity: str | None = None,
+) -> Iterator[Run | None]:
+    """Open a run below `folder`/wandb, None with tracking=off; finishes it on the way out.
 
-    Raises `InputError` when a login would be asked for.
+    A run of the same `identity` is replaced where it is uploaded to. Raises `InputError` when a login would be asked
+    for, and where none can be opened.
     """
     if tracking.mode == "disabled":
-        yield []
+        yield None
         return
     import wandb
 
-    if tracking.mode == "online" and not (os.environ.get("WANDB_API_KEY") or wandb.api.api_key):
+    if tracking.mode == "online":
+        require_login()
+    try:
+        run = wandb.init(
+            mode=tracking.mode,
+            entity=tracking.entity,
+            project=tracking.project,
+            id=identity,
+            group=group,
+            name=name,
+            tags=tags,
+            config=dict(config),
+            job_type=job_type,
+            dir=folder,
+            reinit="finish_previous",
+            settings=wandb.Settings(silent=True, console="off"),
+        )
+    except (wandb.errors.Error, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"no run of Weights & Biases could be opened ({reason}); try tracking=offline") from None
+    with run:
+        yield run
+
+
+def require_login() -> None:
+    """Raise `InputError` that says what to do where no login to Weights & Biases is known."""
+    import wandb
+
+    if not (os.environ.get("WANDB_API_KEY") or wandb.api.api_key):
         raise InputError(
             "tracking=online needs a login: run `wandb login` or set WANDB_API_KEY, or use tracking=offline"
         )
-    with wandb.init(
-        mode=tracking.mode,
-        project=tracking.project,
-        group=group,
-        name=name,
-        tags=tags,
-        config=config,
-        job_type="train",
-        dir=folder,
-        reinit="finish_previous",
-        settings=wandb.Settings(silent=True, console="off"),
-    ) as run:
-        yield [WandbLogger(experiment=run)]
+
+
+def conclude(run: Run, results: Mapping[str, Any], pictures: Mapping[str, NDArray]) -> None:
+    """Add a training's results to its summary values, and pictures (height, width, 4) of its operator."""
+    import wandb
+
+    run.summary.update(dict(results))
+    run.log({key: wandb.Image(picture) for key, picture in pictures.items()})

@@ -32,7 +32,7 @@ def main(cfg: DictConfig) -> float:
 
 def train(config: Config, folder: Path) -> float:
     """Train the cell `folder`, or what is left of it; return the best validation MSE."""
-    from pdunroll.cell import Cell, identify
+    from pdunroll.cell import Cell, environment, identify
     from pdunroll.frames import load
 
     strategy = build(config.backprop["strategy"])
@@ -42,10 +42,13 @@ def train(config: Config, folder: Path) -> float:
         return cell.record["results"]["validation_mse"]
 
     import torch
+    from pytorch_lightning.loggers import WandbLogger
 
     from pdunroll.network import UnrolledNetwork
+    from pdunroll.plotting import diverging
+    from pdunroll.problem import dct_operator
     from pdunroll.quantizer import radius
-    from pdunroll.tracking import tracked
+    from pdunroll.tracking import conclude, tracked
     from pdunroll.training import FrameData, fit
 
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
@@ -65,8 +68,9 @@ def train(config: Config, folder: Path) -> float:
     cell.begin()
     tags = [config.name, config.backprop["name"], config.backprop["primal_mask"], f"L={config.network.iterations}"]
     with tracked(
-        config.tracking, folder, group=config.name, name=config.cell, tags=tags, config=cell.identity["settings"]
-    ) as loggers:
+        config.tracking, folder, job_type="train", group=config.name, name=config.cell, tags=tags,
+        config={**cell.identity["settings"], "data_digest": cell.identity["data"], "environment": environment()},
+    ) as tracker:  # fmt: skip
         module, history = fit(
             network,
             data,
@@ -74,18 +78,23 @@ def train(config: Config, folder: Path) -> float:
             folder,
             title=config.cell,
             accelerator=config.trainer.accelerator,
-            loggers=loggers,
+            loggers=[WandbLogger(experiment=tracker)] if tracker else [],
         )
-    results = {
-        "validation_mse": module.best_mse.item(),
-        "initial_validation_mse": history.rows[0]["validation_mse"],
-        "best_step": module.best_step.item(),
-        "steps": module.global_step,
-        "seconds": history.seconds,
-        "seconds_per_epoch": history.seconds / config.optimization.epochs,
-        "threads": config.trainer.threads,
-    }
-    cell.finish(module.best_operator.cpu().numpy(), results)
+        operator = module.best_operator.cpu().numpy()
+        results = {
+            "validation_mse": module.best_mse.item(),
+            "initial_validation_mse": history.rows[0]["validation_mse"],
+            "best_step": module.best_step.item(),
+            "steps": module.global_step,
+            "seconds": history.seconds,
+            "seconds_per_epoch": history.seconds / config.optimization.epochs,
+            "threads": config.trainer.threads,
+        }
+        cell.finish(operator, results)  # before anything is uploaded
+        if tracker:
+            summary = {f"best_{key}" if key == "validation_mse" else key: value for key, value in results.items()}
+            change = operator - dct_operator(*operator.shape).numpy()
+            conclude(tracker, summary, {"operator": diverging(operator), "operator_change": diverging(change)})
     return results["validation_mse"]
 
 
