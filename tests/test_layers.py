@@ -26,7 +26,7 @@ LAYERS = (
     },
     {"runs", "espeak", "speech", "frames", "recordings"},  # speech and artefacts
     {"config"},
-    {"network", "training", "tracking", "cell", "operators"},  # learning
+    {"network", "training", "tracking", "cell", "operators", "sweep"},  # learning
     # from tables alone
     {
         "plotting",

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,17 @@ def test_atomic_writes_and_replaces(tmp_path):
             assert not path.exists() or path.read_text() == "first"
         assert path.read_text() == content
         assert names(path.parent) == ["file.txt"]
+
+
+def test_atomic_removes_what_the_dead_have_left(tmp_path):
+    path = tmp_path / "file.txt"
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    for process in (dead.pid, os.getppid()):
+        (tmp_path / f".file.txt.{process}.partial").write_text("half")
+    with atomic(path) as temporary:
+        temporary.write_text("whole")
+    assert names(tmp_path) == sorted([f".file.txt.{os.getppid()}.partial", "file.txt"])
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
@@ -176,19 +189,25 @@ def test_digest_depends_on_the_content(changed):
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """A copy of two modules that `source_digest` reads."""
-    for name in ("quantizer", "problem"):
+    """A copy of modules that `source_digest` reads."""
+    for name in ("quantizer", "problem", "errors"):
         shutil.copy(Path(runs.__file__).with_name(f"{name}.py"), tmp_path)
-    monkeypatch.setattr(runs, "__file__", str(tmp_path / "runs.py"))
+    monkeypatch.setattr(runs, "HOME", tmp_path)
     return tmp_path
 
 
+def fresh(*modules: str, **options) -> str:
+    """The digest of what is on disk now."""
+    source_digest.cache_clear()
+    return source_digest(*modules, **options)
+
+
 def test_source_digest_of_a_copy_is_that_of_the_package(package):
-    copied = source_digest(["quantizer", "problem"])
+    copied = fresh("quantizer", "problem")
     assert len(copied) == 64
-    assert source_digest(["quantizer", "problem"]) == copied
-    assert source_digest(["quantizer"]) != copied
-    assert source_digest(["quantizer"]) != source_digest(["problem"])
+    assert fresh("quantizer", "problem") == copied
+    assert fresh("quantizer") != copied
+    assert fresh("quantizer") != fresh("problem")
 
 
 def edited(path: Path, old: str, new: str) -> None:
@@ -212,9 +231,30 @@ def edited(path: Path, old: str, new: str) -> None:
     ids=["module docstring", "docstring", "comment above docstring", "comment", "layout"],
 )
 def test_source_digest_leaves_out_what_does_nothing(package, old, new):
-    before = source_digest(["quantizer"])
+    before = fresh("quantizer")
     edited(package / "quantizer.py", old, new)
-    assert source_digest(["quantizer"]) == before
+    assert fresh("quantizer") == before
+
+
+def test_source_digest_follows_imports(package):
+    (package / "upper.py").write_text("def f():\n    from pdunroll import middle\n")
+    (package / "middle.py").write_text("import numpy\nfrom pdunroll.lower import x\n")
+    (package / "lower.py").write_text("x = 1\n")
+    whole, without = fresh("upper"), fresh("upper", without=("lower",))
+    assert fresh("pdunroll.upper") == whole != without
+    (package / "lower.py").write_text("x = 2\n")
+    assert fresh("upper") != whole
+    assert fresh("upper", without=("lower",)) == without
+
+
+def test_source_digest_of_modules_elsewhere(package, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "somewhere_else.py").write_text("from pdunroll.quantizer import radius\n")
+    before = fresh("somewhere_else")
+    edited(package / "quantizer.py", "return 2.0 **", "return 4.0 **")
+    assert fresh("somewhere_else") != before
+    with pytest.raises(InputError, match="nowhere_at_all"):
+        fresh("nowhere_at_all")
 
 
 def test_source_digest_without_any_docstring(package):
@@ -222,7 +262,7 @@ def test_source_digest_without_any_docstring(package):
         '"""One."""\n\n\nclass A:\n    """Two."""\n\n    def f(self):\n        """Three."""\n'
     )
     (package / "b.py").write_text('"""1."""\nclass A:\n  """2."""\n  def f(self): "3"\n')
-    assert source_digest(["a"]) == source_digest(["b"])
+    assert fresh("a") == fresh("b")
 
 
 @pytest.mark.parametrize(
@@ -236,6 +276,6 @@ def test_source_digest_without_any_docstring(package):
     ],
 )
 def test_source_digest_sees_code(package, old, new):
-    before = source_digest(["problem", "quantizer"])
+    before = fresh("problem", "quantizer")
     edited(package / "quantizer.py", old, new)
-    assert source_digest(["problem", "quantizer"]) != before
+    assert fresh("problem", "quantizer") != before

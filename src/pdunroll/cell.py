@@ -1,9 +1,9 @@
 """The folder of one training, and whether what is in it still holds.
 
-run.json       what made it: status, digest, settings, data, code, results; written last
+run.json       what made it: status (training, finished or failed), digest, settings, data, code, results; written last
 operator.npy   the K with the best validation error, (m, n) float32
 training.csv   one row a validation
-last.ckpt      where to go on
+last.ckpt      where to go on; gone when finished
 """
 
 from __future__ import annotations
@@ -11,12 +11,15 @@ from __future__ import annotations
 import logging
 import platform
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from pdunroll.config import Config
@@ -28,11 +31,8 @@ log = logging.getLogger(__name__)
 
 RECORD, OPERATOR = "run.json", "operator.npy"
 
-# The code that decides what a training gives.
-CODE = (
-    "problem", "kernels", "chambolle_pock", "backprop", "optimum", "implicit",
-    "network", "training", "frames", "quantizer",
-)  # fmt: skip
+# What these modules do shows in the settings and in the data, which are part of the identity themselves.
+STORAGE = ("errors", "runs", "config", "speech", "espeak")
 
 
 def identify(config: Config) -> dict[str, Any]:
@@ -54,8 +54,29 @@ def identify(config: Config) -> dict[str, Any]:
             "optimization": asdict(config.optimization),
         },
         "data": manifest["digest"],
-        "code": source_digest(CODE),
+        "code": training_code(config.backprop),
     }
+
+
+def training_code(backprop: dict[str, Any]) -> str:
+    """A digest of the code that decides what a training gives, its strategy's module included, wherever that is."""
+    return source_digest("training", str(backprop["strategy"]["_target_"]).rpartition(".")[0], without=STORAGE)
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Keep other processes from training in `folder`; waits, and says so, while another one does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        log.info("another process trains in %s: waiting for it", folder)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class Cell:
@@ -86,6 +107,10 @@ class Cell:
         with atomic(self.folder / OPERATOR) as temporary, temporary.open("wb") as file:
             np.save(file, operator)
         self._write("finished", results)
+        (self.folder / "last.ckpt").unlink(missing_ok=True)
+
+    def fail(self, reason: str) -> None:
+        self._write("failed", {"reason": reason})
 
     def _write(self, status: str, results: dict[str, Any] | None) -> None:
         self.record = {
@@ -123,7 +148,8 @@ def finished_cells(runs: Path, wanted: dict[str, Any], name: str) -> list[tuple[
     for path in sorted(runs.glob(f"*/{RECORD}")):
         record = read_json(path, ("status", "settings", "data", "code"))
         if record["status"] != "finished":
-            log.warning("%s is not finished and is left out; `%s` goes on with it", path.parent, command)
+            what = {"training": "is not finished", "failed": "has failed"}.get(record["status"], "is damaged")
+            log.warning("%s %s and is left out; `%s` goes on with it", path.parent, what, command)
             continue
         own, common = record["settings"], wanted["settings"]
         expected = {
@@ -135,7 +161,7 @@ def finished_cells(runs: Path, wanted: dict[str, Any], name: str) -> list[tuple[
         for what, ours, theirs in (
             ("settings", expected, own),
             ("data", wanted["data"], record["data"]),
-            ("training code", wanted["code"], record["code"]),
+            ("training code", training_code(own["backprop"]), record["code"]),
         ):
             if ours != theirs:
                 raise InputError(f"{path.parent} was trained with other {what}; run `{command}` again, or remove it")

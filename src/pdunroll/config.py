@@ -6,6 +6,7 @@ Hydra checks the schema's keys and types, `__post_init__` the ranges. An entry p
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -215,6 +216,7 @@ class Config:
 
     name: str = MISSING  # folder below outputs/ and multirun/
     cell: str = MISSING  # folder of one training below that
+    prepared: Path = MISSING  # folder of the prepared frames
     seed: int = 0
     data: Data = MISSING
     backprop: dict[str, Any] = MISSING
@@ -240,11 +242,6 @@ class Config:
         """Where the tables and figures of this experiment are."""
         return Path("outputs") / self.name
 
-    @property
-    def prepared(self) -> Path:
-        """Where its prepared frames are."""
-        return self.outputs / "prepared"
-
 
 ConfigStore.instance().store(name="schema", node=Config)
 
@@ -265,9 +262,20 @@ def build(node: Any) -> Any:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn bad input into one line on stderr and exit status 2; other exceptions are bugs and keep their traceback."""
+    """Turn bad input into one line on stderr and exit status 2; other exceptions are bugs and keep their traceback.
+
+    An interrupt ends at once, with all processes that were started: what was being written is whole or not there.
+    """
     try:
         yield
+    except KeyboardInterrupt:
+        import psutil
+
+        for child in psutil.Process().children(recursive=True):
+            child.kill()
+        if multiprocessing.parent_process() is None:
+            print("pdunroll: interrupted; the same command goes on where it stood", file=sys.stderr, flush=True)
+        os._exit(130)  # at once: nothing is waited for
     except (InputError, HydraException, OmegaConfBaseException) as error:
         print(f"pdunroll: {_line(error)}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -12,6 +12,10 @@ class InputError(ValueError):
     """
 
 
+class DivergenceError(InputError):
+    """A training whose numbers are no longer finite."""
+
+
 def require_integer(name: str, value: object, minimum: int, maximum: int | None = None) -> int:
     """Return `value` if it is an integer in [minimum, maximum]; raise `InputError` otherwise."""
     upper = math.inf if maximum is None else maximum

@@ -27,9 +27,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# The code that decides what an evaluation gives.
-CODE = ("problem", "kernels", "chambolle_pock", "optimum", "settled", "inference", "frames", "quantizer")
-
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="config")
 def main(cfg: DictConfig) -> None:
@@ -137,6 +134,7 @@ def frame_errors(
     import numpy as np
     import torch
 
+    from pdunroll.cell import STORAGE
     from pdunroll.chambolle_pock import chambolle_pock
     from pdunroll.inference import error_curve
     from pdunroll.optimum import solve
@@ -151,7 +149,9 @@ def frame_errors(
             "step_ratio": config.network.step_ratio,
             "extrapolation": config.network.extrapolation,
             "solve": [config.algorithm, options.tolerance, options.max_iterations],
-            "code": source_digest(CODE),
+            "code": source_digest(
+                "inference", "frames", config.algorithm["_target_"].rpartition(".")[0], without=STORAGE
+            ),
         }
     )
     path = config.outputs / "errors" / f"{name}.npz"

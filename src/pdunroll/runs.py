@@ -4,27 +4,49 @@ from __future__ import annotations
 
 import ast
 import csv
+import glob
 import hashlib
+import importlib.util
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from pdunroll.errors import InputError
 
+PACKAGE, HOME = "pdunroll", Path(__file__).parent
+
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside `path` to write to; it takes the place of `path` when all went well."""
+    """Give a temporary name beside `path` to write to; it takes the place of `path` when all went well.
+
+    What a killed process has left there of the same file is removed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    for stale in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        if not _alive(stale.name.split(".")[-2]):
+            stale.unlink(missing_ok=True)
     try:
         yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _alive(process: str) -> bool:
+    """Whether a process of this number is running, as far as can be told."""
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except (ValueError, PermissionError):
+        pass
+    return True
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -82,13 +104,47 @@ def digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def source_digest(modules: Sequence[str]) -> str:
-    """SHA-256 of what these modules of the package do: comments, docstrings and layout do not count."""
-    programs = []
-    for module in modules:
-        tree = ast.parse((Path(__file__).parent / f"{module}.py").read_text())
+@cache
+def source_digest(*modules: str, without: tuple[str, ...] = ()) -> str:
+    """SHA-256 of what modules do, with all that they import of the package: comments, docstrings, layout do not count.
+
+    Modules of the package by their plain names, others ("mine.strategies") by their full ones; those of `without`, and
+    what only they import, are left out.
+    """
+    programs: dict[str, str] = {}
+    waiting = [module.removeprefix(f"{PACKAGE}.") for module in modules]
+    while waiting:
+        module = waiting.pop()
+        if module in programs or module in without:
+            continue
+        tree = ast.parse(_source(module))
         for node in ast.walk(tree):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
                 del node.body[0]
-        programs.append(ast.dump(tree))
-    return digest(programs)
+        programs[module] = ast.dump(tree)
+        waiting += imported(tree)
+    return digest([programs[module] for module in sorted(programs)])
+
+
+def imported(tree: ast.Module) -> set[str]:
+    """The modules of the package that a program imports anywhere in it, by their plain names."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module == PACKAGE:
+            names |= {f"{PACKAGE}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+    plain = {name.removeprefix(f"{PACKAGE}.") for name in names if name.startswith(f"{PACKAGE}.")}
+    return {name for name in plain if (HOME / f"{name}.py").is_file()}
+
+
+def _source(module: str) -> str:
+    path = HOME / f"{module}.py"
+    if not path.is_file():
+        found = importlib.util.find_spec(module)
+        if found is None or found.origin is None:
+            raise InputError(f"the module {module!r} of a _target_ has no source file; give one that has")
+        path = Path(found.origin)
+    return path.read_text(encoding="utf-8")

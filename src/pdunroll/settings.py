@@ -2,19 +2,23 @@
 
 conf/ is the only source of parameters; what a stage depends on is spread there over groups and presets. This resolves
 it into outputs/<name>/settings.yaml, whose sections the stages of dvc.yaml name as their parameters, so that
-touching one setting re-runs just what depends on it.
+touching one setting re-runs just what depends on it. The same for code: the section `code` holds a digest of what each
+stage's modules do, so that a comment re-runs nothing; and for audio in a folder, by a digest of its files' list.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from pdunroll.config import CONF, one_line_errors, run, settings
-from pdunroll.runs import atomic
+from pdunroll.runs import atomic, digest, source_digest
+
+STAGES = ("prepare", "train", "evaluate", "theory", "quality", "figures", "verdicts", "report")
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="config")
@@ -22,7 +26,7 @@ def main(cfg: DictConfig) -> None:
     with one_line_errors():
         config = settings(cfg)
         sections = {
-            "data": asdict(config.data),
+            "data": {**asdict(config.data), "files": listing(config.data.root)},
             "training": {
                 "seed": config.seed,
                 "backprop": config.backprop,
@@ -35,9 +39,20 @@ def main(cfg: DictConfig) -> None:
             "quality": {**asdict(config.quality), "algorithm": config.algorithm},
             "figures": asdict(config.figures),
             "verdicts": {**asdict(config.verdicts), "regime_borders": config.figures.regime_borders},
+            "code": {stage: source_digest(stage) for stage in STAGES},
         }
         with atomic(config.outputs / "settings.yaml") as temporary:
             OmegaConf.save(OmegaConf.create(sections), temporary)
+
+
+def listing(root: str | None) -> str | None:
+    """A digest of names, sizes and times of the files in a folder, so that changed audio is noticed."""
+    if root is None or not Path(root).expanduser().is_dir():
+        return None
+    folder = Path(root).expanduser()
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    found = [(path.relative_to(folder).as_posix(), path.stat()) for path in files]
+    return digest([[name, state.st_size, state.st_mtime_ns] for name, state in found])
 
 
 if __name__ == "__main__":

@@ -58,8 +58,12 @@ def tracked(
     except (wandb.errors.Error, OSError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"no run of Weights & Biases could be opened ({reason}); try tracking=offline") from None
-    with run:
+    try:  # not `with run`, which would print a traceback
         yield run
+    except BaseException:
+        run.finish(exit_code=1)
+        raise
+    run.finish()
 
 
 def require_login() -> None:

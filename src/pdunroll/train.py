@@ -2,13 +2,16 @@
 
 A training owns one folder ("cell"). Its run.json says what made it, by a digest of the scientific settings, the data
 and the training code. With an equal digest a finished training is skipped and a killed one resumed; with another one
-the cell is cleared and trained again.
+the cell is cleared and trained again. Of two processes in one cell the second waits. A training that diverges is marked
+as failed; the others of its sweep go on, and the sweep leaves with status 1.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -16,6 +19,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from pdunroll.config import CONF, Config, build, one_line_errors, run, settings
+from pdunroll.errors import DivergenceError
+
+if TYPE_CHECKING:
+    from pdunroll.backprop import Backprop
+    from pdunroll.cell import Cell
 
 log = logging.getLogger(__name__)
 
@@ -26,24 +34,38 @@ def main(cfg: DictConfig) -> float:
         config = settings(cfg)
         folder = Path(HydraConfig.get().runtime.output_dir)
         if HydraConfig.get().mode == RunMode.RUN:
-            folder /= config.cell
-        return train(config, folder)
+            return train(config, folder / config.cell)
+        try:
+            return train(config, folder)
+        except DivergenceError as error:  # the others of the sweep go on
+            log.error("%s failed: %s", config.cell, error)
+            return math.nan
 
 
 def train(config: Config, folder: Path) -> float:
     """Train the cell `folder`, or what is left of it; return the best validation MSE."""
-    from pdunroll.cell import Cell, environment, identify
-    from pdunroll.frames import load
+    from pdunroll.cell import Cell, claimed, identify
 
     strategy = build(config.backprop["strategy"])
-    cell = Cell(folder, identify(config))
-    if cell.finished:
-        log.info("%s is finished and nothing it depends on has changed: skipped", folder)
-        return cell.record["results"]["validation_mse"]
+    identity = identify(config)
+    with claimed(folder):
+        cell = Cell(folder, identity)
+        if cell.finished:
+            log.info("%s is finished and nothing it depends on has changed: skipped", folder)
+            return cell.record["results"]["validation_mse"]
+        try:
+            return _train(config, strategy, cell)
+        except DivergenceError as error:
+            cell.fail(str(error))
+            raise
 
+
+def _train(config: Config, strategy: Backprop, cell: Cell) -> float:
     import torch
     from pytorch_lightning.loggers import WandbLogger
 
+    from pdunroll.cell import environment
+    from pdunroll.frames import load
     from pdunroll.network import UnrolledNetwork
     from pdunroll.plotting import diverging
     from pdunroll.problem import dct_operator
@@ -68,14 +90,14 @@ def train(config: Config, folder: Path) -> float:
     cell.begin()
     tags = [config.name, config.backprop["name"], config.backprop["primal_mask"], f"L={config.network.iterations}"]
     with tracked(
-        config.tracking, folder, job_type="train", group=config.name, name=config.cell, tags=tags,
+        config.tracking, cell.folder, job_type="train", group=config.name, name=config.cell, tags=tags,
         config={**cell.identity["settings"], "data_digest": cell.identity["data"], "environment": environment()},
     ) as tracker:  # fmt: skip
         module, history = fit(
             network,
             data,
             config.optimization,
-            folder,
+            cell.folder,
             title=config.cell,
             accelerator=config.trainer.accelerator,
             loggers=[WandbLogger(experiment=tracker)] if tracker else [],

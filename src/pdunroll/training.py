@@ -18,19 +18,22 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from pdunroll.chambolle_pock import spectral_norm
 from pdunroll.config import Optimization
-from pdunroll.errors import InputError
+from pdunroll.errors import DivergenceError, InputError
 from pdunroll.frames import Frames
 from pdunroll.network import UnrolledNetwork
-from pdunroll.runs import write_table
+from pdunroll.runs import atomic, write_table
 
 log = logging.getLogger(__name__)
 
 CHECKPOINT = "last.ckpt"
 HISTORY = "training.csv"
+LARGEST = 1e8  # norm of K, and its inverse the least: beyond, gradients in float32 are below Adam's epsilon
+TOLERATED = 1.5  # times the validation MSE at the start
 
 
 class Batches:
@@ -87,6 +90,7 @@ class UnrolledTraining(pl.LightningModule):
     the samples would come close to. Reported errors are means over frames and samples.
     """
 
+    first_mse: Tensor  # before the first step
     best_operator: Tensor
     best_mse: Tensor
     best_step: Tensor
@@ -97,6 +101,7 @@ class UnrolledTraining(pl.LightningModule):
         super().__init__()
         self.network, self.optimization = network, optimization
         self.decay = total_steps if optimization.decay_counts == "steps" else total_frames
+        self.register_buffer("first_mse", torch.tensor(math.inf, dtype=torch.float64))
         self.register_buffer("best_operator", network.operator.detach().clone())
         self.register_buffer("best_mse", torch.tensor(math.inf, dtype=torch.float64))
         self.register_buffer("best_step", torch.tensor(0))
@@ -105,7 +110,7 @@ class UnrolledTraining(pl.LightningModule):
 
     def _start_sums(self) -> None:
         self.loss_sum, self.samples, self.gradient_norms = 0.0, 0, 0.0
-        self.steps, self.squares, self.validated = 0, 0.0, 0
+        self.steps, self.squares, self.unrestored, self.validated = 0, 0.0, 0.0, 0
 
     def configure_optimizers(self) -> Any:
         first, last = self.optimization.learning_rate, self.optimization.final_learning_rate
@@ -118,6 +123,8 @@ class UnrolledTraining(pl.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
         truth, observation = batch
+        if not 1 / LARGEST < (size := float(self.network.operator.detach().norm())) < LARGEST:
+            raise self._diverged(f"Frobenius norm of K {size:.3g}")
         try:
             loss = 0.5 * (self.network(observation) - truth).square().sum()
         except InputError as error:  # K has overflowed
@@ -135,19 +142,28 @@ class UnrolledTraining(pl.LightningModule):
         self.gradient_norms += norm
         self.steps += 1
 
-    def _diverged(self, symptom: str) -> InputError:
-        return InputError(
+    def _diverged(self, symptom: str) -> DivergenceError:
+        return DivergenceError(
             f"training diverged at step {self.global_step} ({symptom}); lower optimization.learning_rate, "
             f"which is {self.optimization.learning_rate:g}"
         )
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
         truth, observation = batch
-        self.squares += float((self.network(observation) - truth).double().square().sum())
+        try:
+            self.squares += float((self.network(observation) - truth).double().square().sum())
+        except InputError as error:
+            raise self._diverged(str(error)) from None
+        self.unrestored += float((observation - truth).double().square().sum())
         self.validated += truth.numel()
 
     def on_validation_epoch_end(self) -> None:
         self.validation_mse = self.squares / self.validated
+        if self.global_step == 0:
+            self.first_mse.fill_(self.validation_mse)
+        # y^L stays within eta of x, whatever K is: without a sense its error is bounded, but above that of x itself
+        if not self.validation_mse <= max(TOLERATED * self.first_mse.item(), self.unrestored / self.validated):
+            raise self._diverged(f"validation MSE {self.validation_mse:.3e}, {self.first_mse.item():.3e} at the start")
         if self.validation_mse < self.best_mse.item():
             self.best_mse.fill_(self.validation_mse)
             self.best_step.fill_(self.global_step)
@@ -167,6 +183,26 @@ class UnrolledTraining(pl.LightningModule):
         return row
 
 
+class Checkpoints(TorchCheckpointIO):
+    """Checkpoints that are whole or not there, and that hold no code."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        with atomic(Path(path)) as temporary:
+            torch.save(checkpoint, temporary)
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        try:
+            checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+            if missing := {"state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks"} - set(checkpoint):
+                raise ValueError(f"it has no {min(missing)}")
+        except Exception as error:  # torch raises whatever its unpickler meets
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise InputError(f"{path} cannot be read ({reason}); remove it, and the training begins again") from None
+        return checkpoint
+
+
 class History(pl.Callback):
     """One row a validation, into the CSV table, the loggers and the console; times leave validation out."""
 
@@ -181,6 +217,10 @@ class History(pl.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows, self.seconds = state_dict["rows"], state_dict["seconds"]
+
+    def on_exception(self, trainer: pl.Trainer, module: UnrolledTraining, exception: BaseException) -> None:
+        if isinstance(exception, KeyboardInterrupt):
+            raise exception  # Lightning would make a status of its own of it
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: UnrolledTraining) -> None:
         self._since = time.perf_counter()
@@ -213,7 +253,7 @@ def fit(
 ) -> tuple[UnrolledTraining, History]:
     """Train, going on from `folder`/last.ckpt if it is there; writes that file and training.csv.
 
-    Raises `InputError` if training diverges.
+    Raises `DivergenceError` where numbers are no longer finite, and `InputError` if that file is damaged.
     """
     total_steps = optimization.epochs * data.steps_per_pass
     module = UnrolledTraining(network, optimization, total_steps, optimization.epochs * data.frames_per_pass)
@@ -229,6 +269,7 @@ def fit(
         reload_dataloaders_every_n_epochs=1,
         num_sanity_val_steps=0 if resume.is_file() else -1,  # validation before the first step
         callbacks=[history, checkpoint],
+        plugins=[Checkpoints()],
         logger=loggers or False,
         enable_progress_bar=False,
         enable_model_summary=False,
