@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,9 @@ import torch
 from pdunroll.config import run
 
 torch.set_num_threads(1)  # for matrices as small as those here, more threads only wait for each other
+
+
+ROOT = Path(__file__).parents[1]
 
 
 class Outcome(NamedTuple):
@@ -62,3 +66,31 @@ def smoke(tmp_path_factory) -> Path:
         assert done.returncode == 0, done.stderr
         (folder / f"{name}.out").write_text(done.stdout + done.stderr)
     return folder
+
+
+@pytest.fixture
+def project(tmp_path) -> Path:
+    """A copy of the repository, its chain set to the smoke preset."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    for name in listed.stdout.splitlines():
+        if (ROOT / name).is_file() and not name.startswith("tests/") and name != "dvc.lock":
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, tmp_path / name)
+    replace(tmp_path / "conf/chain.yaml", "experiment: demo", "experiment: smoke")
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    return tmp_path
+
+
+def replace(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def environment(project: Path) -> dict[str, str]:
+    """For commands that are to run the code in `project`."""
+    path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
+    return {"PATH": path, "PYTHONPATH": str(project / "src"), "HOME": str(project)}

@@ -16,10 +16,9 @@ import pytest
 import yaml
 
 import pdunroll
-from conftest import command
+from conftest import command, environment, replace
 from pdunroll.frames import load
 
-ROOT = Path(__file__).parents[1]
 CELLS = [f"{mode}-active_set-L{depth}-seed0" for mode in ("full", "truncated30") for depth in (3, 10)]
 
 
@@ -202,34 +201,6 @@ def test_evaluation_reuses_what_it_has(folder, call):
     assert np.load(damaged)["errors"].shape == (30, 64)
     assert call("evaluate", "experiment=smoke", "evaluation.frames=null").status == 0
     assert len(np.load(path)["frames"]) == len(load(folder / "outputs/smoke/prepared", "test").truth)
-
-
-@pytest.fixture
-def project(tmp_path) -> Path:
-    """A copy of the repository, its chain set to the smoke preset."""
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    for name in listed.stdout.splitlines():
-        if (ROOT / name).is_file() and not name.startswith("tests/") and name != "dvc.lock":
-            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, tmp_path / name)
-    replace(tmp_path / "conf/chain.yaml", "experiment: demo", "experiment: smoke")
-    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
-    return tmp_path
-
-
-def replace(path: Path, old: str, new: str) -> None:
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new))
-
-
-def environment(project: Path) -> dict[str, str]:
-    """For commands that are to run the code in `project`."""
-    path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
-    return {"PATH": path, "PYTHONPATH": str(project / "src"), "HOME": str(project)}
 
 
 def repro(project: Path) -> tuple[set[str], str]:

@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 import torch
 
-from pdunroll import Full, InputError, Truncated, quantize, unroll
+from pdunroll import Full, Truncated, quantize, unroll
 from pdunroll.config import Optimization
+from pdunroll.errors import DivergenceError
 from pdunroll.frames import Frames
 from pdunroll.network import UnrolledNetwork
 from pdunroll.training import FrameData, draw, fit
@@ -119,17 +120,59 @@ def test_keeps_the_best_operator_not_the_last(tmp_path):
     torch.testing.assert_close(module.best_operator, network().operator.detach())
 
 
-@pytest.mark.parametrize("symptom", ["gradient norm nan", "not finite"])
-def test_divergence_is_one_line(tmp_path, symptom):
+@pytest.mark.parametrize(
+    ("broken", "symptom"),
+    [
+        (lambda K: K.fill_(math.inf), "entry of K inf"),
+        (lambda K: K.fill_(math.nan), "entry of K nan"),
+        (lambda K: K.zero_(), "entry of K 0"),
+        (lambda K: K.mul_(1e30), "entry of K .*e[+]29"),
+        (lambda K: K.mul_(1e-30), "entry of K .*e-31"),
+        (lambda K: K.mul_(3e38), "entry of K .*e[+]38"),
+        (lambda K: K[0].fill_(math.nan), "entry of K nan"),
+    ],
+)
+def test_an_operator_that_went_wrong_is_noticed_at_the_next_step(tmp_path, broken, symptom):
+    class Breaking(Full):
+        calls = 0
+
+        def gradient(self, algorithm, operator, kept, iterations, grad):
+            Breaking.calls += 1
+            if Breaking.calls == 3:
+                broken(operator.data)
+            return torch.zeros_like(operator)
+
+    with pytest.raises(
+        DivergenceError, match=rf"diverged at step 3 .*{symptom}.*optimization\.learning_rate"
+    ) as caught:
+        trained(tmp_path, options(), network(Breaking()))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_gradient_that_went_wrong_is_noticed_at_the_step(tmp_path, value):
     class Broken(Full):
         def gradient(self, algorithm, operator, kept, iterations, grad):
-            if symptom == "not finite":
-                operator.data[0, 0] = math.inf
-                return torch.zeros_like(operator)
-            return torch.full_like(operator, math.nan)
+            return torch.full_like(operator, value)
 
-    with pytest.raises(InputError, match=rf"diverged at step \d+ .*{symptom}.*optimization\.learning_rate"):
+    with pytest.raises(
+        DivergenceError, match=r"diverged at step 0 .gradient norm (nan|inf).*optimization.learning_rate"
+    ):
         trained(tmp_path, options(), network(Broken()))
+
+
+def test_an_operator_that_restores_nothing_is_noticed_at_the_validation(tmp_path):
+    class Wild(Full):
+        def gradient(self, algorithm, operator, kept, iterations, grad):
+            operator.data.copy_(torch.eye(N))  # all samples are to be small
+            return torch.zeros_like(operator)
+
+    data = FrameData(frames(52, 0), frames(30, 1), options(), 0)
+    unrestored = float((data.validation.observation - data.validation.truth).square().mean())
+    with pytest.raises(DivergenceError, match=r"validation MSE \S+, \S+ at the start") as caught:
+        trained(tmp_path, options(), network(Wild()))
+    found = float(str(caught.value).split("validation MSE ")[1].split(",")[0])
+    assert found > unrestored
 
 
 def test_learns_with_every_mode_and_shape(tmp_path):
