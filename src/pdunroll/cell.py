@@ -8,6 +8,7 @@ last.ckpt      where to go on; gone when finished
 
 from __future__ import annotations
 
+import io
 import logging
 import platform
 import subprocess
@@ -104,8 +105,10 @@ class Cell:
         self._write("training", None)
 
     def finish(self, operator: NDArray, results: dict[str, Any]) -> None:
-        with atomic(self.folder / OPERATOR) as temporary, temporary.open("wb") as file:
-            np.save(file, operator)
+        buffer = io.BytesIO()  # np.save to a file hides why it failed
+        np.save(buffer, operator)
+        with atomic(self.folder / OPERATOR) as temporary:
+            temporary.write_bytes(buffer.getvalue())
         self._write("finished", results)
         (self.folder / "last.ckpt").unlink(missing_ok=True)
 
@@ -151,24 +154,33 @@ def finished_cells(runs: Path, wanted: dict[str, Any], name: str) -> list[tuple[
             what = {"training": "is not finished", "failed": "has failed"}.get(record["status"], "is damaged")
             log.warning("%s %s and is left out; `%s` goes on with it", path.parent, what, command)
             continue
-        own, common = record["settings"], wanted["settings"]
-        expected = {
-            **common,
-            "seed": own["seed"],
-            "backprop": own["backprop"],
-            "network": {**common["network"], "iterations": own["network"]["iterations"]},
-        }
-        for what, ours, theirs in (
-            ("settings", expected, own),
-            ("data", wanted["data"], record["data"]),
-            ("training code", training_code(own["backprop"]), record["code"]),
-        ):
-            if ours != theirs:
-                raise InputError(f"{path.parent} was trained with other {what}; run `{command}` again, or remove it")
+        try:
+            other = _differing(record, wanted)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{path} is damaged ({error}); remove {path.parent} and run `{command}` again") from None
+        if other:
+            raise InputError(f"{path.parent} was trained with other {other}; run `{command}` again, or remove it")
         cells.append((path.parent, record))
     if not cells:
         raise InputError(f"{runs} holds no finished training; run `{command}` first")
     return sorted(cells, key=lambda cell: table_order(cell_key(cell[1])))
+
+
+def _differing(record: dict[str, Any], wanted: dict[str, Any]) -> str | None:
+    """What of a finished training differs from `wanted` in more than backprop, L and seed."""
+    own, common = record["settings"], wanted["settings"]
+    expected = {
+        **common,
+        "seed": own["seed"],
+        "backprop": own["backprop"],
+        "network": {**common["network"], "iterations": own["network"]["iterations"]},
+    }
+    cell_key(record), record["results"]["validation_mse"], record["results"]["seconds"]  # what the tables need
+    if own != expected:
+        return "settings"
+    if record["data"] != wanted["data"]:
+        return "data"
+    return "training code" if record["code"] != training_code(own["backprop"]) else None
 
 
 def cell_key(record: dict[str, Any]) -> dict[str, Any]:
@@ -204,6 +216,8 @@ def read_operator(folder: Path, shape: tuple[int, int]) -> NDArray[np.float32]:
         operator = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise InputError(f"{path} cannot be read ({error}); remove {folder} and train again") from None
+    if operator.shape == shape and not (np.isfinite(operator).all() and operator.any()):
+        raise InputError(f"{path} holds zeros alone, or NaN or infinite entries; remove {folder} and train again")
     if operator.shape != shape or operator.dtype != np.float32:
         raise InputError(
             f"{path} holds a {operator.dtype} array of shape {operator.shape}, not float32 {shape}; "

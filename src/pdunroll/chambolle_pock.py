@@ -6,6 +6,7 @@ the paper writes K y for a column y, the code writes y @ K.T for a batch y of sh
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -159,14 +160,18 @@ def spectral_norm(operator: Tensor) -> float:
     The root of the largest eigenvalue of the smaller Gram matrix. Squaring costs no accuracy at the upper end
     of the spectrum, and LAPACK is asked for that one eigenvalue only (reduction to tridiagonal form, then
     bisection), so the result is never an underestimate as those of power or Lanczos iterations are.
-    Raises `InputError` if an entry is not finite.
+    Raises `InputError` if an entry is not finite, and for what is no matrix.
     """
+    if operator.ndim != 2 or 0 in operator.shape:
+        raise InputError(f"the operator must be a matrix (m, n), m and n at least 1, got shape {tuple(operator.shape)}")
     matrix = operator.detach().to("cpu", torch.float64)
     matrix = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
     if not torch.isfinite(matrix).all():
         raise InputError("the operator has entries that are not finite (NaN or infinity)")
+    scale = 2.0 ** math.frexp(float(matrix.abs().max()))[1]  # squares of entries near 1 neither overflow nor vanish
+    matrix = matrix / scale
     last = len(matrix[0]) - 1
     with blas_threads().limit(limits=1):  # more only wait for each other, for a second where the machine is busy
         gram = blas.dsyrk(1.0, matrix.numpy(), trans=1, lower=1)  # lower triangle of K^T K
         (largest,) = eigh(gram, eigvals_only=True, subset_by_index=[last, last], check_finite=False, overwrite_a=True)
-    return max(float(largest), 0.0) ** 0.5
+    return scale * max(float(largest), 0.0) ** 0.5

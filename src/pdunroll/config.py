@@ -6,12 +6,14 @@ Hydra checks the schema's keys and types, `__post_init__` the ranges. An entry p
 
 from __future__ import annotations
 
+import errno
+import logging
 import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,19 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pdunroll.errors import InputError, require_choice, require_integer, require_positive
 
+# What the system refuses, and what may be done about it.
+SYSTEM_ERRORS = {
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "make room",
+    errno.EROFS: "go to a folder that can be written to",
+    errno.EACCES: "see to its permissions",
+    errno.EPERM: "see to its permissions",
+    errno.ENOTDIR: "remove the file that is in the way",
+    errno.EISDIR: "remove the folder that is in the way",
+    errno.EEXIST: "remove the file that is in the way",
+    errno.ENAMETOOLONG: "take a shorter name",
+    errno.ELOOP: "remove the link that points to itself",
+}
 CONF = str(Path(__file__).resolve().parents[2] / "conf")
 
 
@@ -234,7 +249,7 @@ class Config:
 
     def __post_init__(self) -> None:
         require_integer("seed", self.seed, 0, 2**32 - 1)
-        if not self.name or "/" in self.name:
+        if self.name in ("", ".", "..") or "/" in self.name:
             raise InputError(f"name must be the name of a folder, got {self.name!r}")
 
     @property
@@ -250,6 +265,9 @@ def settings(config: DictConfig) -> Config:
     """The configuration as typed, checked, plain values; raises `InputError` naming the setting at fault."""
     plain = OmegaConf.to_object(config)
     assert isinstance(plain, Config)
+    for prefix, node in (("", plain), *((f"{name}.", part) for name, part in vars(plain).items())):
+        if is_dataclass(node) and (unknown := set(vars(node)) - {field.name for field in fields(node)}):
+            raise InputError(f"{prefix}{min(unknown)} is no setting; --help lists them")
     return plain
 
 
@@ -262,7 +280,8 @@ def build(node: Any) -> Any:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn bad input into one line on stderr and exit status 2; other exceptions are bugs and keep their traceback.
+    """Turn bad input, and a system that refuses, into one line on stderr and exit status 2; other exceptions are bugs
+    and keep their traceback.
 
     An interrupt ends at once, with all processes that were started: what was being written is whole or not there.
     """
@@ -279,11 +298,21 @@ def one_line_errors() -> Iterator[None]:
     except (InputError, HydraException, OmegaConfBaseException) as error:
         print(f"pdunroll: {_line(error)}", file=sys.stderr)
         raise SystemExit(2) from None
+    except OSError as error:
+        if error.errno not in SYSTEM_ERRORS:
+            raise
+        what = error.filename or "the output"
+        print(
+            f"pdunroll: {what} cannot be read or written ({error.strerror}); {SYSTEM_ERRORS[error.errno]}",
+            file=sys.stderr,
+        )
+        raise SystemExit(2) from None
 
 
 def run(main: Callable[[], None]) -> None:
     """Call a `@hydra.main` function so that errors in composing the configuration are one line, too."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let them through, instead of a printout and status 1
+    logging.raiseExceptions = False  # a log that cannot be written is no reason for a traceback
     with one_line_errors():
         main()
 

@@ -22,7 +22,7 @@ from omegaconf import DictConfig
 
 from pdunroll.config import CONF, Config, one_line_errors, run, settings
 from pdunroll.errors import InputError
-from pdunroll.runs import read_json, read_table, write_json
+from pdunroll.runs import read_json, read_results, read_table, write_json
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -76,8 +76,7 @@ def publish(config: Config) -> None:
 
 def collect(folder: Path, name: str) -> Contents:
     """What there is in outputs/<name>/; raises `InputError` naming the command where the evaluation is missing."""
-    evaluate = f"python -m pdunroll.evaluate experiment={name}"
-    tables = {part: read_table(folder / f"{part}.csv", evaluate) for part in ("evaluation", "training")}
+    tables = {part: read_results(folder, part) for part in ("evaluation", "training")}
     tables["evaluation"] = [
         {"model": model(row), "log10_l_inference": math.log10(row["l_inference"]), **row}
         for row in tables["evaluation"]

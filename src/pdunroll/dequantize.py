@@ -22,6 +22,7 @@ with the learned operator K (m, n). What was decided, and why:
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -121,7 +122,7 @@ def check_output(output: Path, inputs: tuple[Path | None, ...], suffixes: tuple[
         raise InputError(f"{output} must be named {' or '.join(suffixes)}; these keep every sample in its cell")
     if output.is_dir() or not output.parent.is_dir():
         raise InputError(f"{output} must be a file in an existing folder")
-    if any(path is not None and output.resolve() == path.resolve() for path in inputs):
+    if any(path is not None and os.path.realpath(output) == os.path.realpath(path) for path in inputs):
         raise InputError(f"{output} is an input, too; give the output another name")
 
 

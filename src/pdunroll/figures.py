@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from pdunroll.config import CONF, one_line_errors, run, settings
 from pdunroll.errors import InputError
 from pdunroll.plotting import MASK_TITLES, save, set_style
-from pdunroll.runs import atomic, read_json, read_table
+from pdunroll.runs import PROVENANCE, RESULTS, atomic, read_json, read_results
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,11 +36,8 @@ DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)))
 def main(cfg: DictConfig) -> None:
     with one_line_errors():
         config = settings(cfg)
-        command = f"python -m pdunroll.evaluate experiment={config.name}"
-        evaluation = read_table(config.outputs / "evaluation.csv", command)
-        optima = read_table(config.outputs / "optima.csv", command)
-        training = read_table(config.outputs / "training.csv", command)
-        origin = footnote(read_json(config.outputs / "provenance.json", ("command", "seeds", "commit", "data")))
+        evaluation, optima, training = (read_results(config.outputs, name) for name in RESULTS)
+        origin = footnote(read_json(config.outputs / "provenance.json", PROVENANCE))
 
         set_style()
         folder = config.outputs / "figures"

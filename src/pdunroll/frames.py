@@ -102,7 +102,16 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise InputError(
             f"{folder / MANIFEST} is missing; run `python -m pdunroll.prepare` with the same settings first"
         )
-    return read_json(folder / MANIFEST, ("settings", "splits", "digest"))
+    manifest = read_json(folder / MANIFEST, ("settings", "splits", "digest"))
+    try:
+        manifest["settings"]["frame_length"], manifest["settings"]["bits"], manifest["settings"]["sample_rate"]
+        for split in SPLITS:
+            manifest["splits"][split]["frames"], manifest["splits"][split]["sha256"], manifest["splits"][split]["files"]
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"{folder / MANIFEST} is damaged ({error}); run `python -m pdunroll.prepare` with the same settings again"
+        ) from None
+    return manifest
 
 
 def load(folder: Path, split: str) -> Frames:

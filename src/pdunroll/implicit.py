@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pdunroll.backprop import Backprop
 from pdunroll.chambolle_pock import ChambollePock, Masks
-from pdunroll.errors import InputError
+from pdunroll.errors import InputError, require_positive
 from pdunroll.optimum import Point, RestartedHalpern, duality_gap, free, gathered, lu_factors, polish, solve, trivial
 
 
@@ -46,6 +46,8 @@ class Implicit(Backprop):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.tolerance is not None:
+            require_positive("tolerance", self.tolerance)
         if self.primal_mask != "active_set":
             raise InputError(f"Implicit needs primal_mask=active_set, got {self.primal_mask!r}: others have no limit")
 

@@ -9,6 +9,7 @@ least validation error, each at the certified optimum. Writes to outputs/<name>/
 
 from __future__ import annotations
 
+import io
 import logging
 import shutil
 from functools import cache
@@ -202,7 +203,9 @@ def listen(folder: Path, signals: list[tuple[Row, list[NDArray]]], names: list[s
     for number, name in enumerate(names):
         for key, parts in signals:
             file = "-".join(filter(None, (str(number), key["restoration"], key["primal_mask"]))) + ".wav"
-            soundfile.write(partial / file, parts[number].clip(-1.0, 1.0), rate, subtype="PCM_16")
+            audio = io.BytesIO()  # libsndfile hides why writing to a file failed
+            soundfile.write(audio, parts[number].clip(-1.0, 1.0), rate, format="WAV", subtype="PCM_16")
+            (partial / file).write_bytes(audio.getvalue())
             entries.append({"name": name, **key, "file": file, "seconds": len(parts[number]) / rate})
     write_json(partial / "index.json", entries)
     shutil.rmtree(folder, ignore_errors=True)

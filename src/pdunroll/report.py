@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 from pdunroll.config import CONF, Config, one_line_errors, run, settings
 from pdunroll.errors import InputError
 from pdunroll.plotting import MASK_TITLES, diverging, set_style
-from pdunroll.runs import atomic, read_json, read_table
+from pdunroll.runs import PROVENANCE, atomic, read_json, read_results, read_table
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -54,10 +54,9 @@ def render(config: Config) -> str:
     from jinja2 import Environment, StrictUndefined
 
     folder, runs = config.outputs, Path(config.evaluation.runs)
-    evaluate, name = f"python -m pdunroll.evaluate experiment={config.name}", config.name
-    evaluation = read_table(folder / "evaluation.csv", evaluate)
-    training = read_table(folder / "training.csv", evaluate)
-    provenance = read_json(folder / "provenance.json", ("command", "seeds", "commit", "data", "test_frames"))
+    name = config.name
+    evaluation, training = read_results(folder, "evaluation"), read_results(folder, "training")
+    provenance = read_json(folder / "provenance.json", PROVENANCE)
     for stem in ("regimes", "interpretability"):
         if not (folder / "figures" / f"{stem}.svg").is_file():
             raise InputError(

@@ -17,6 +17,14 @@ from typing import Any
 
 from pdunroll.errors import InputError
 
+# The tables of results: the columns that name an operator, and the numbers that others read in each table.
+KEY = ("backprop", "primal_mask", "l_training", "seed", "b")
+RESULTS = {
+    "evaluation": ("l_inference", "mse"),
+    "optima": ("optimum_mse", "certified"),
+    "training": ("seconds", "validation_mse", "best_step"),
+}
+PROVENANCE = ("command", "seeds", "commit", "data", "test_frames")  # and what made them, in provenance.json
 PACKAGE, HOME = "pdunroll", Path(__file__).parent
 
 
@@ -73,21 +81,37 @@ def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer.writerows(rows)
 
 
-def read_table(path: Path, made_by: str) -> list[dict[str, Any]]:
+def read_table(
+    path: Path, made_by: str, *, columns: Sequence[str] = (), numbers: Sequence[str] = ()
+) -> list[dict[str, Any]]:
     """Rows of a CSV file, numbers as int or float, empty cells as None.
 
-    Raises `InputError` that says which command makes the file if it is missing or empty.
+    Raises `InputError` that says which command makes the file if it is missing, empty, or without these columns and
+    numbers.
     """
+    again = f"make it again with `{made_by}`"
     if not path.is_file():
         raise InputError(f"{path} is missing; make it with `{made_by}`")
     try:
         with path.open(newline="") as file:
             rows = [{key: _value(text) for key, text in row.items()} for row in csv.DictReader(file)]
     except (OSError, ValueError, csv.Error) as error:
-        raise InputError(f"{path} cannot be read ({error}); make it again with `{made_by}`") from None
+        raise InputError(f"{path} cannot be read ({error}); {again}") from None
     if not rows:
-        raise InputError(f"{path} is empty; make it again with `{made_by}`")
+        raise InputError(f"{path} is empty; {again}")
+    if missing := [name for name in (*columns, *numbers) if name not in rows[0]]:
+        raise InputError(f"{path} has no column {missing[0]}; {again}")
+    for number, row in enumerate(rows, start=2):
+        for name in numbers:
+            if not isinstance(row[name], int | float):
+                raise InputError(f"{path} has no number in column {name} of line {number}; {again}")
     return rows
+
+
+def read_results(folder: Path, name: str) -> list[dict[str, Any]]:
+    """One of the tables that `evaluate` writes to outputs/<name>/, see `RESULTS`."""
+    command = f"python -m pdunroll.evaluate experiment={folder.name}"
+    return read_table(folder / f"{name}.csv", command, columns=KEY, numbers=RESULTS[name])
 
 
 def _value(text: str | None) -> Any:

@@ -17,7 +17,7 @@ from typing import ClassVar, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pdunroll.errors import InputError, require_positive
+from pdunroll.errors import InputError, require_integer, require_positive
 
 SAMPLE_RATE = 16_000  # Hz
 SPLITS = ("train", "validation", "test")
@@ -56,6 +56,7 @@ class Synthetic:
         from pdunroll.espeak import speak
 
         require_positive("data.source.minutes", self.minutes)
+        require_integer("data.source.seed", self.seed, 0)
         split_of = {voice: split for split in SPLITS for voice in self.voices.get(split, ())}
         if sum(map(len, self.voices.values())) != len(split_of) or set(split_of.values()) != set(SPLITS):
             raise InputError(f"data.source.voices needs voices for each of {', '.join(SPLITS)}, none of them twice")
@@ -145,6 +146,7 @@ class Folder:
 
     def recordings(self) -> Iterator[Recording]:
         folder = existing_folder("data.root", self.root)
+        require_integer("data.source.seed", self.seed, 0)
         shares = {"validation": self.validation_share, "test": self.test_share}
         for name, share in shares.items():
             require_positive(f"data.source.{name}_share", share)
@@ -184,6 +186,8 @@ def read_audio(path: Path) -> NDArray:
     import librosa
     import soundfile
 
+    if not path.is_file():  # a pipe would be waited for
+        raise InputError(f"{path} is no file; rename or remove it")
     try:
         require_whole(path)
         info = soundfile.info(path)

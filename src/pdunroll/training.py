@@ -6,6 +6,7 @@ to the next, so that each checkpoint lies on a border where a killed training go
 
 from __future__ import annotations
 
+import io
 import logging
 import math
 import time
@@ -31,6 +32,10 @@ from pdunroll.runs import atomic, write_table
 log = logging.getLogger(__name__)
 
 CHECKPOINT = "last.ckpt"
+CHECKPOINT_KEYS = (
+    "state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", "epoch", "global_step",
+    "pytorch-lightning_version",
+)  # fmt: skip
 HISTORY = "training.csv"
 LARGEST = 1e8  # entry of K; the largest must exceed 1 / LARGEST, too: beyond, float32 and Adam's epsilon give out
 TOLERATED = 1.5  # times the validation MSE at the start
@@ -187,16 +192,18 @@ class Checkpoints(TorchCheckpointIO):
     """Checkpoints that are whole or not there, and that hold no code."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        buffer = io.BytesIO()  # torch.save to a file hides why it failed
+        torch.save(checkpoint, buffer)
         with atomic(Path(path)) as temporary:
-            torch.save(checkpoint, temporary)
+            temporary.write_bytes(buffer.getvalue())
 
     def load_checkpoint(
         self, path: Any, map_location: Any | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
         try:
             checkpoint = torch.load(path, map_location=map_location, weights_only=True)
-            if missing := {"state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks"} - set(checkpoint):
-                raise ValueError(f"it has no {min(missing)}")
+            if missing := [key for key in CHECKPOINT_KEYS if not checkpoint[key] and checkpoint[key] != 0]:
+                raise ValueError(f"it has no {missing[0]}")
         except Exception as error:  # torch raises whatever its unpickler meets
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise InputError(f"{path} cannot be read ({reason}); remove it, and the training begins again") from None

@@ -22,7 +22,7 @@ from omegaconf import DictConfig
 from pdunroll.config import CONF, Config, one_line_errors, run, settings
 from pdunroll.errors import InputError
 from pdunroll.plotting import MASK_TITLES
-from pdunroll.runs import atomic, read_table, write_table
+from pdunroll.runs import RESULTS, atomic, read_results, read_table, write_table
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,10 +57,7 @@ def judge(config: Config) -> None:
     if len(borders) != 2 or borders[0] >= borders[1]:
         raise InputError(f"figures.regime_borders must be two ascending numbers for the verdicts, got {borders}")
     rules = Rules(100 * options.margin, options.confidence, (borders[0], borders[1]))
-    evaluate = f"python -m pdunroll.evaluate experiment={config.name}"
-    evaluation, optima, training = (
-        read_table(folder / f"{name}.csv", evaluate) for name in ("evaluation", "optima", "training")
-    )
+    evaluation, optima, training = (read_results(folder, name) for name in RESULTS)
     theory = {}
     if (folder / "theory").is_dir():
         command = f"python -m pdunroll.theory experiment={config.name}"
