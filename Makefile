@@ -1,8 +1,10 @@
 # make reproduce   install into .venv, run the whole chain on synthetic speech, draw the figures
 # make test        install if needed, run the tests
 # make lint        check style as the tests do
+# LOCK= installs the newest versions that pyproject.toml allows, instead of the exact ones of requirements.lock
 
 PYTHON ?= python3
+LOCK ?= requirements.lock
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONUNBUFFERED := 1
@@ -20,11 +22,11 @@ lint: .venv/installed
 	ruff check .
 	ruff format --check .
 
-.venv/installed: pyproject.toml
+.venv/installed: pyproject.toml $(LOCK)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "pdunroll needs Python 3.11 or newer; name one by: make $(or $(MAKECMDGOALS),reproduce) PYTHON=python3.12" >&2; exit 2; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/pip install --disable-pip-version-check $(addprefix --constraint ,$(LOCK)) --editable '.[dev]'
 	touch $@
 
 clean:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from pdunroll.errors import InputError, require_integer, require_positive
 
 SAMPLE_RATE = 16_000  # Hz
+RATES = 1_000, 768_000  # Hz, of files that are read
 SPLITS = ("train", "validation", "test")
 log = logging.getLogger(__name__)
 
@@ -193,6 +194,8 @@ def read_audio(path: Path) -> NDArray:
         info = soundfile.info(path)
         if (info.channels, info.samplerate, info.subtype) == (1, SAMPLE_RATE, "PCM_16"):
             return soundfile.read(path, dtype="int16")[0]
+        if not RATES[0] <= info.samplerate <= RATES[1]:  # resampling would fill the memory
+            raise InputError(f"{path} has a rate of {info.samplerate} Hz, not of {RATES[0]} to {RATES[1]}; remove it")
         channels, rate = soundfile.read(path, dtype="float32", always_2d=True)
         samples = librosa.resample(channels.mean(axis=1), orig_sr=rate, target_sr=SAMPLE_RATE)
     except InputError:

@@ -1,0 +1,122 @@
+"""What a sweep says beforehand, what it refuses, how it fails, and how it is interrupted."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from conftest import command
+from test_chain import CELLS, table
+
+ARGUMENTS = ("-m", "experiment=smoke", "tracking=off")
+
+
+@pytest.fixture
+def prepared(smoke, tmp_path) -> Path:
+    shutil.copytree(smoke / "outputs/smoke/prepared", tmp_path / "outputs/smoke/prepared")
+    return tmp_path
+
+
+def said(text: str) -> tuple[int, int, float]:
+    """Trainings, finished ones and megabytes in the line that a sweep begins with."""
+    found = re.search(r"(\d+) trainings, (\d+) of them finished: about [\d.]+ (?:s|min|h) .*at most (\d+) MB", text)
+    return int(found[1]), int(found[2]), float(found[3])
+
+
+def test_it_says_time_and_room_beforehand_and_keeps_to_the_room(smoke):
+    assert said((smoke / "train.out").read_text()) == (4, 0, pytest.approx(2, abs=1))
+    cells = smoke / "multirun/smoke"
+    assert sum(path.stat().st_size for path in cells.rglob("*") if path.is_file()) < 2.5e6
+    assert not list(cells.rglob("*.ckpt"))
+    assert "4 of 4 trainings finished" in (smoke / "train.out").read_text()
+    assert [row["status"] for row in table(cells / "sweep.csv")] == 4 * ["finished"]
+
+
+def test_a_failed_training_lets_the_others_go_on(prepared):
+    done = command(
+        "train", *ARGUMENTS, "backprop=full", "network.iterations=3", "prepared=outputs/smoke/prepared",
+        "optimization.learning_rate=1e-4,1e30,3", "name=rate${optimization.learning_rate}", cwd=prepared,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "Traceback" not in done.stdout + done.stderr
+    cell = "full-active_set-L3-seed0"
+    rows = {name: table(prepared / f"multirun/rate{name}/sweep.csv")[0] for name in ("0.0001", "1e+30", "3.0")}
+    assert {name: row["status"] for name, row in rows.items()} == {
+        "0.0001": "finished", "1e+30": "failed", "3.0": "failed",
+    }  # fmt: skip
+    assert "lower optimization.learning_rate" in rows["1e+30"]["reason"]
+    lines = [line for line in done.stderr.splitlines() if line.startswith("pdunroll: ")]
+    assert [line.split(" failed: ")[0] for line in lines] == [
+        f"pdunroll: multirun/rate{name}/{cell}" for name in ("1e+30", "3.0")
+    ]
+    # alone it is one line, too
+    done = command(
+        "train", "experiment=smoke", "tracking=off", "optimization.learning_rate=1e30", "name=rate1e+30",
+        "prepared=outputs/smoke/prepared", "network.iterations=3", cwd=prepared,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr.count("pdunroll: training diverged")) == (2, 1)
+
+
+def test_two_trainings_of_one_folder_are_refused(prepared):
+    done = command("train", *ARGUMENTS, "optimization.learning_rate=1e-4,1e-3", cwd=prepared)
+    assert done.returncode == 2
+    assert done.stderr.startswith("pdunroll: two trainings of the sweep would go to multirun/smoke/full-active_set-L3-")
+    assert "`name`" in done.stderr
+    assert not list((prepared / "multirun").rglob("run.json"))
+
+
+def test_without_room_it_does_not_begin(prepared, call, monkeypatch):
+    monkeypatch.setattr("pdunroll.sweep.shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 10**5))
+    done = call("train", *ARGUMENTS)
+    assert done.status == 2
+    assert "the sweep may need 2 MB; make room" in done.err
+
+
+@pytest.mark.parametrize("mode", ["sweep", "alone"])
+def test_an_interrupt_ends_at_once_and_the_same_command_goes_on(prepared, mode):
+    arguments = ("network.iterations=10", "optimization.epochs=300", "optimization.validations_per_epoch=2")
+    arguments = ("-m", *arguments, "backprop=full,truncated") if mode == "sweep" else (*arguments, "backprop=full")
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-m", "pdunroll.train", *arguments, "experiment=smoke", "tracking=off"],
+        cwd=prepared, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if "step 200 of 2400" in line:
+            break
+    start = time.monotonic()
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it
+    rest = process.communicate()[0]
+    assert time.monotonic() - start < 2.0
+    assert process.returncode == 130, "".join(lines) + rest
+    assert rest.count("pdunroll: interrupted; the same command goes on where it stood") == 1
+    assert "Traceback" not in rest
+    done = command("train", *arguments, "experiment=smoke", "tracking=off", cwd=prepared)
+    assert done.returncode == 0
+    assert "full-active_set-L10-seed0  step 4 of 2400" not in done.stdout
+    assert "full-active_set-L10-seed0  step 2400 of 2400" in done.stdout
+
+
+def test_the_second_process_in_a_cell_waits(prepared):
+    from pdunroll.cell import claimed
+
+    cell = prepared / "outputs/smoke" / CELLS[0]
+    with claimed(cell):
+        process = subprocess.Popen(
+            [sys.executable, "-u", "-m", "pdunroll.train", "experiment=smoke", "tracking=off", "network.iterations=3"],
+            cwd=prepared, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        first = process.stdout.readline()
+        assert "another process trains in" in first
+        assert not (cell / "run.json").exists()
+    assert "step 16 of 16" in process.communicate()[0]
+    assert process.returncode == 0
