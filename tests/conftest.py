@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import shutil
 import subprocess
 import sys
@@ -11,9 +12,13 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from filelock import FileLock
+from hypothesis import settings
 
 from pdunroll.config import run
 
+settings.register_profile("same", derandomize=True)  # the same examples at each run
+settings.load_profile("same")
 torch.set_num_threads(1)  # for matrices as small as those here, more threads only wait for each other
 
 
@@ -51,37 +56,59 @@ def command(name: str, *arguments: str, cwd: Path) -> subprocess.CompletedProces
     )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One process makes the smoke chain while the others run what does not need it."""
+    waiting = [item for item in items if "smoke" in item.fixturenames]
+    others = [item for item in items if "smoke" not in item.fixturenames]
+    items[:] = waiting[:1] + others + waiting[1:]
+
+
 @pytest.fixture(scope="session")
-def smoke(tmp_path_factory) -> Path:
-    """A folder in which the smoke chain ran by the command line."""
-    folder = tmp_path_factory.mktemp("smoke")
-    for name, arguments in (
-        ("prepare", ()),
-        ("train", ("-m",)),
-        ("evaluate", ()),
-        ("theory", ()),
-        ("figures", ()),
-    ):
-        done = command(name, *arguments, "experiment=smoke", cwd=folder)
-        assert done.returncode == 0, done.stderr
-        (folder / f"{name}.out").write_text(done.stdout + done.stderr)
+def smoke(tmp_path_factory, worker_id) -> Path:
+    """A copy of the repository in which `dvc repro` ran the smoke chain, once for all processes of the tests.
+
+    What each stage printed is in STAGE.out.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "smoke"
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            copy_repository(folder)
+            for part in repro(folder).split("Running stage '")[1:]:
+                first, printed = part.split("\n", 1)
+                stage = re.match(r"\w+", first)[0]
+                (folder / f"{stage}.out").write_text(printed)
     return folder
 
 
 @pytest.fixture
 def project(tmp_path) -> Path:
     """A copy of the repository, its chain set to the smoke preset."""
+    copy_repository(tmp_path)
+    return tmp_path
+
+
+def copy_repository(folder: Path) -> None:
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
     for name in listed.stdout.splitlines():
         if (ROOT / name).is_file() and not name.startswith("tests/") and name != "dvc.lock":
-            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, tmp_path / name)
-    replace(tmp_path / "conf/chain.yaml", "experiment: demo", "experiment: smoke")
-    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
-    return tmp_path
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    replace(folder / "conf/chain.yaml", "experiment: demo", "experiment: smoke")
+    subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
+
+
+def repro(project: Path, *stages: str) -> str:
+    """Run `dvc repro`; what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", "repro", *stages], cwd=project, env=environment(project),
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    return done.stdout
 
 
 def replace(path: Path, old: str, new: str) -> None:
@@ -93,4 +120,4 @@ def replace(path: Path, old: str, new: str) -> None:
 def environment(project: Path) -> dict[str, str]:
     """For commands that are to run the code in `project`."""
     path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
-    return {"PATH": path, "PYTHONPATH": str(project / "src"), "HOME": str(project)}
+    return {"PATH": path, "PYTHONPATH": str(project / "src"), "HOME": str(project), "PYTHONUNBUFFERED": "1"}

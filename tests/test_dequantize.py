@@ -423,6 +423,8 @@ def test_operator_of_a_training(smoke, folder, call):
         assert "64 x 64, trained on synthetic at 4 bits and 16000 Hz\n" in done.out
         outputs.append((folder / "out.wav").read_bytes())
     assert outputs[0] == outputs[1]
+    peaks = outputs[0].index(b"PEAK")
+    assert outputs[0][peaks + 12 : peaks + 16] == bytes(4)  # where libsndfile writes the time of day
 
 
 def test_unfinished_training_has_no_operator(folder):

@@ -79,6 +79,16 @@ def test_operators_of_any_shape(m, n, dtype):
         assert reached == pytest.approx(optimum, rel=1e-5 if dtype == torch.float32 else 1e-6, abs=1e-6)
 
 
+@pytest.mark.parametrize("exponent", [-1060, -500, 300, 1023])
+def test_the_scale_of_the_operator_does_not_matter(exponent):
+    operator, _, x = problem(18, 18)
+    operator = operator.detach().double().sign() + 2.0**-10 * torch.eye(18, dtype=torch.float64)  # exact when scaled
+    first, other = (pdunroll.solve(K, x, radius=ETA) for K in (operator, math.ldexp(1.0, exponent) * operator / 2))
+    assert (first.gap <= 1e-6).all()
+    for ours, theirs in zip(first, other, strict=True):
+        assert torch.equal(ours, theirs)
+
+
 def test_gap_is_the_difference_of_the_objectives():
     operator, _, x = problem(11, 18)
     generator = torch.Generator().manual_seed(1)

@@ -118,11 +118,13 @@ def test_what_it_cannot_do_without_is_named(smoke, call, tmp_path, missing, name
     shutil.copytree(smoke, tmp_path, dirs_exist_ok=True)
     path = tmp_path / "outputs/smoke" / missing
     shutil.rmtree(path) if path.is_dir() else path.unlink()
+    report = tmp_path / "outputs/smoke/report.html"
+    report.write_text("an older one")
     done = call("report", "experiment=smoke")
     assert done.status == 2
     assert named in done.err
     assert len(done.err.strip().splitlines()) == 1
-    assert not (tmp_path / "outputs/smoke/report.html").exists()
+    assert report.read_text() == "an older one"
 
 
 PROBE = """<!doctype html><iframe src="report.html" style="width: 390px; height: 800px; border: 0"></iframe><script>

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -482,6 +482,8 @@ def test_quantize_gives_cells_or_refuses(signal, bits):
     st.floats(),
     st.integers(-1, 20),
 )
+@example(np.array([[1e-308]]), np.zeros((1, 1)), 1.0, 1)  # step sizes of infinity
+@example(np.array([[1e308]]), np.zeros((1, 1)), 1.0, 1)
 def test_unroll_restores_within_the_cells_or_refuses(operator, x, radius, iterations):
     try:
         y = pdunroll.unroll(torch.from_numpy(operator), torch.from_numpy(x), radius=radius, iterations=iterations)

@@ -201,7 +201,7 @@ def test_order_depends_on_seed_and_pass_only(tmp_path):
 
 ARGUMENTS = (
     "experiment=smoke", "backprop=truncated", "network.iterations=40", "tracking=off", "seed=3",
-    "optimization.epochs=30", "optimization.train_frames=512", "optimization.validations_per_epoch=4",
+    "optimization.epochs=12", "optimization.train_frames=512", "optimization.validations_per_epoch=4",
 )  # fmt: skip
 
 
@@ -220,7 +220,7 @@ def test_a_killed_training_goes_on_bit_for_bit(smoke, tmp_path):
         cells[name] = folder / "outputs/smoke/truncated30-active_set-L40-seed3"
     process = start(tmp_path / "killed")
     for line in process.stdout:
-        if "step 200 of 480" in line:
+        if "step 80 of 192" in line:
             os.killpg(process.pid, signal.SIGKILL)
             break
     assert process.wait() == -signal.SIGKILL
@@ -231,7 +231,7 @@ def test_a_killed_training_goes_on_bit_for_bit(smoke, tmp_path):
         process = start(tmp_path / name)
         output = process.communicate()[0]
         assert process.returncode == 0, output
-        assert ("step 4 of 480" in output) == (name == "undisturbed")  # the other one went on
+        assert ("step 4 of 192" in output) == (name == "undisturbed")  # the other one went on
 
     def results(cell: Path) -> tuple[bytes, list[dict[str, str]]]:
         with (cell / "training.csv").open() as file:

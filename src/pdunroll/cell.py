@@ -102,7 +102,8 @@ class Cell:
         if not self._same:
             for name in (RECORD, OPERATOR, "training.csv", "last.ckpt"):
                 (self.folder / name).unlink(missing_ok=True)
-        self._write("training", None)
+        if not self._same or self.record["status"] != "training":
+            self._write("training", None)
 
     def finish(self, operator: NDArray, results: dict[str, Any]) -> None:
         buffer = io.BytesIO()  # np.save to a file hides why it failed

@@ -145,6 +145,12 @@ def chambolle_pock(
     if norm == 0.0:
         raise InputError("the operator is zero: its step sizes are not defined; start from another one")
     sigma, tau = step_ratio * 0.99 / norm, 0.99 / (step_ratio * norm)
+    held = torch.finfo(operator.dtype)
+    if not held.tiny <= min(sigma, tau) <= max(sigma, tau) <= held.max:
+        raise InputError(
+            f"the operator's norm {norm:g} and step_ratio {step_ratio:g} make step sizes {sigma:g} and {tau:g}, out of "
+            f"the range of {operator.dtype}; scale the operator"
+        )
     return ChambollePock(Dequantization(radius), sigma, tau, float(extrapolation))
 
 
@@ -154,21 +160,31 @@ def blas_threads() -> ThreadpoolController:
     return ThreadpoolController()
 
 
+def require_matrix(operator: Tensor) -> None:
+    """Raise `InputError` for what is no matrix and for entries that are not finite."""
+    if operator.ndim != 2 or 0 in operator.shape:
+        raise InputError(f"the operator must be a matrix (m, n), m and n at least 1, got shape {tuple(operator.shape)}")
+    if not torch.isfinite(operator).all():
+        raise InputError("the operator has entries that are not finite (NaN or infinity)")
+
+
+def magnitude(matrix: Tensor) -> float:
+    """The power of two at or below the largest entry in absolute value; 1/2 for a matrix of zeros."""
+    return math.ldexp(0.5, math.frexp(float(matrix.abs().max()))[1])
+
+
 def spectral_norm(operator: Tensor) -> float:
     """||K||_2 to float64 rounding, at about a third of the price of singular values.
 
     The root of the largest eigenvalue of the smaller Gram matrix. Squaring costs no accuracy at the upper end
     of the spectrum, and LAPACK is asked for that one eigenvalue only (reduction to tridiagonal form, then
     bisection), so the result is never an underestimate as those of power or Lanczos iterations are.
-    Raises `InputError` if an entry is not finite, and for what is no matrix.
+    Raises `InputError` as `require_matrix`.
     """
-    if operator.ndim != 2 or 0 in operator.shape:
-        raise InputError(f"the operator must be a matrix (m, n), m and n at least 1, got shape {tuple(operator.shape)}")
+    require_matrix(operator)
     matrix = operator.detach().to("cpu", torch.float64)
     matrix = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
-    if not torch.isfinite(matrix).all():
-        raise InputError("the operator has entries that are not finite (NaN or infinity)")
-    scale = 2.0 ** math.frexp(float(matrix.abs().max()))[1]  # squares of entries near 1 neither overflow nor vanish
+    scale = magnitude(matrix)  # squares of entries near 1 neither overflow nor vanish
     matrix = matrix / scale
     last = len(matrix[0]) - 1
     with blas_threads().limit(limits=1):  # more only wait for each other, for a second where the machine is busy

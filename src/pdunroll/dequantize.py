@@ -146,12 +146,11 @@ def write(
     import soundfile
     from tqdm import tqdm
 
-    from pdunroll.recordings import SUBTYPES, Distortion, storable
+    from pdunroll.recordings import Distortion, storable, writing
     from pdunroll.runs import atomic
 
     n, channels = K.shape[1], recording.channels
     size = n * max(1, BLOCK // channels)
-    suffix = output.suffix.lower()
     gaps: list[float] = []
     quantized, restored = Distortion(channels), Distortion(channels)
     truths = None if truth is None else truth.blocks(size)
@@ -159,9 +158,7 @@ def write(
     try:
         with (
             atomic(output) as temporary,
-            soundfile.SoundFile(
-                temporary, "w", recording.rate, channels, SUBTYPES[suffix], format=suffix[1:].upper()
-            ) as file,
+            writing(temporary, output.suffix.lower(), recording.rate, channels) as file,
             tqdm(total=channels * -(-recording.samples // n), unit="frame", desc=output.name) as bar,
         ):
             for samples in recording.blocks(size):

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +19,9 @@ from pdunroll import levels
 from pdunroll.errors import InputError
 from pdunroll.levels import MOST_LEVELS, Grid
 from pdunroll.speech import require_whole
+
+if TYPE_CHECKING:
+    from soundfile import SoundFile
 
 SUBTYPES = {".wav": "FLOAT", ".flac": "PCM_24"}  # of output
 
@@ -149,6 +154,21 @@ def storable(samples: NDArray, grids: list[Grid], restored: NDArray, subtype: st
     numbers = restored.astype(np.float32)
     numbers = np.where(numbers > upper, np.nextafter(numbers, np.float32(-np.inf)), numbers)
     return np.where(numbers < lower, np.nextafter(numbers, np.float32(np.inf)), numbers)
+
+
+@contextmanager
+def writing(path: Path, suffix: str, rate: int, channels: int) -> Iterator[SoundFile]:
+    """Open `path` for samples in the format that `suffix` names; the same samples give the same bytes at any time."""
+    import soundfile
+
+    with soundfile.SoundFile(path, "w", rate, channels, SUBTYPES[suffix], format=suffix[1:].upper()) as file:
+        yield file
+    if suffix == ".wav":  # libsndfile puts the time of day into its chunk of peaks, after a name, a size and a version
+        with path.open("r+b") as header:
+            peaks = header.read(256).find(b"PEAK")
+            if peaks > 0:
+                header.seek(peaks + 12)
+                header.write(bytes(4))
 
 
 class Distortion:
