@@ -56,6 +56,17 @@ def test_libraries_give_the_same_iterates_and_adjoints():
             torch.testing.assert_close(a, b, rtol=0, atol=2e-5)
 
 
+@pytest.mark.parametrize(("name", "library"), [("plain", Plain), pytest.param("onednn", OneDNN, marks=needs_onednn)])
+def test_the_environment_can_take_the_choice_away(monkeypatch, name, library):
+    monkeypatch.setenv("PDUNROLL_LIBRARY", name)
+    kernels.choice.cache_clear()
+    assert isinstance(kernels.choice("product", 32, 320, 320, torch.float32, "cpu", 1), library)
+    monkeypatch.setenv("PDUNROLL_LIBRARY", "mkl")
+    kernels.choice.cache_clear()
+    with pytest.raises(pdunroll.InputError, match="PDUNROLL_LIBRARY must be plain or onednn, got 'mkl'"):
+        kernels.choice("product", 32, 320, 320, torch.float32, "cpu", 1)
+
+
 def test_only_float32_on_a_cpu_is_measured():
     for dtype, device in ((torch.float64, "cpu"), (torch.float32, "cuda")):
         assert isinstance(kernels.choice("product", 32, 64, 64, dtype, device, 1), Plain)

@@ -400,6 +400,12 @@ def test_states(smoke, call, tmp_path, name, path, change, named):
     assert set(after) - set(before) <= {"dashboard.json"}
 
 
+def test_installed_without_the_repository(call, tmp_path, monkeypatch):
+    monkeypatch.setattr("pdunroll.config.CONF", str(tmp_path / "conf"))
+    refused(call("prepare", SMOKE), "conf is missing", "clone")
+    assert not any(tmp_path.iterdir())
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of 10 MB."""

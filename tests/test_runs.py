@@ -42,11 +42,15 @@ def test_atomic_removes_what_the_dead_have_left(tmp_path):
     path = tmp_path / "file.txt"
     dead = subprocess.Popen(["true"])
     dead.wait()
-    for process in (dead.pid, os.getppid()):
-        (tmp_path / f".file.txt.{process}.partial").write_text("half")
     with atomic(path) as temporary:
         temporary.write_text("whole")
-    assert names(tmp_path) == sorted([f".file.txt.{os.getppid()}.partial", "file.txt"])
+    here = temporary.name.removesuffix(f".{os.getpid()}.partial")
+    alive, elsewhere = f"{here}.{os.getppid()}.partial", f".file.txt.another.{dead.pid}.partial"
+    for name in (alive, elsewhere, f"{here}.{dead.pid}.partial"):
+        (tmp_path / name).write_text("half")
+    with atomic(path) as temporary:
+        temporary.write_text("whole")
+    assert names(tmp_path) == sorted([alive, elsewhere, "file.txt"])
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])

@@ -314,6 +314,8 @@ def run(main: Callable[[], None]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let them through, instead of a printout and status 1
     logging.raiseExceptions = False  # a log that cannot be written is no reason for a traceback
     with one_line_errors():
+        if not Path(CONF).is_dir():
+            raise InputError(f"{CONF} is missing; the chain runs from a clone of the repository: pip install -e FOLDER")
         main()
 
 

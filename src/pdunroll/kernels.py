@@ -6,10 +6,13 @@
 The plain form is torch.mm and torch.addmm, which is MKL on x86 CPUs and cuBLAS on GPUs. MKL takes its AVX2 path on AMD,
 half the rate of oneDNN on CPUs with full AVX-512 units; on others there is nothing between them, or oneDNN's overhead
 of some microseconds a call costs more than it wins. So each shape is measured once in a process, at first use.
+Where the two are about a fifth apart, noise can tip the measurement and with it the last bits of a result: the
+environment variable PDUNROLL_LIBRARY, plain or onednn, takes the choice away.
 """
 
 from __future__ import annotations
 
+import os
 import time
 import weakref
 from abc import ABC, abstractmethod
@@ -19,6 +22,8 @@ from math import prod
 
 import torch
 from torch import Tensor
+
+from pdunroll.errors import InputError
 
 Product = Callable[[Tensor, Tensor], Tensor]  # (base (B, m), x (B, n)) -> base + scale x K^T, (B, m)
 
@@ -83,8 +88,13 @@ def _machine(tensor: Tensor) -> tuple[torch.dtype, str, int]:
 @cache
 def choice(task: str, rows: int, m: int, n: int, dtype: torch.dtype, device: str, threads: int) -> Library:
     """The library for `task` ("product" or "outer") with `rows` frames or rows."""
-    if dtype != torch.float32 or device != "cpu" or not torch.backends.mkldnn.is_available():
+    pinned = os.environ.get("PDUNROLL_LIBRARY", "")
+    if pinned not in ("", "plain", "onednn"):
+        raise InputError(f"the environment variable PDUNROLL_LIBRARY must be plain or onednn, got {pinned!r}")
+    if dtype != torch.float32 or device != "cpu" or not torch.backends.mkldnn.is_available() or pinned == "plain":
         return Plain()
+    if pinned == "onednn":
+        return OneDNN()
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(rows, columns, generator=generator) for columns in (m, n))
     operator = torch.randn(m, n, generator=generator)

@@ -9,6 +9,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -32,11 +33,12 @@ PACKAGE, HOME = "pdunroll", Path(__file__).parent
 def atomic(path: Path) -> Iterator[Path]:
     """Give a temporary name beside `path` to write to; it takes the place of `path` when all went well.
 
-    What a killed process has left there of the same file is removed.
+    What a killed process of this machine has left there of the same file is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    for stale in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+    machine = platform.node().replace(".", "-")
+    temporary = path.with_name(f".{path.name}.{machine}.{os.getpid()}.partial")
+    for stale in path.parent.glob(glob.escape(f".{path.name}.{machine}.") + "*.partial"):
         if not _alive(stale.name.split(".")[-2]):
             stale.unlink(missing_ok=True)
     try:
