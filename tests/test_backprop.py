@@ -105,6 +105,19 @@ def test_checkpoints_change_nothing(mask, L, every):
     assert relative(checked[1], plain[1]) < 1e-12
 
 
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("L", [1, 2, 7, 40])
+@pytest.mark.parametrize("rows", [1, 4, 8, 12, 1000])
+@pytest.mark.parametrize("every", [None, 1, 2, 5])
+def test_blocks_change_nothing(monkeypatch, mask, L, rows, every):
+    operator, truth, x = problem(11, 18)
+    strategy = pdunroll.Full(primal_mask=mask, checkpoint_every=every)
+    options = {"extrapolation": 0.7, "step_ratio": 4.0}
+    expected = gradient(operator, truth, x, L, strategy, **options)[1]
+    monkeypatch.setattr("pdunroll.backprop.ROWS", rows)  # of 4 frames, so 1, 1, 2, 3 or all iterations at once
+    assert relative(gradient(operator, truth, x, L, strategy, **options)[1], expected) < 1e-12
+
+
 def test_masks_make_a_difference():
     operator, truth, x = problem()
     first, second = (gradient(operator, truth, x, 30, pdunroll.Full(primal_mask=mask))[1] for mask in MASKS)

@@ -13,7 +13,7 @@ from scipy.optimize import linprog
 
 import oracles
 import pdunroll
-from pdunroll.chambolle_pock import chambolle_pock, spectral_norm
+from pdunroll.chambolle_pock import Masks, chambolle_pock, spectral_norm
 from pdunroll.problem import Dequantization, active_set_mask, dct_operator, dual_mask, released_mask
 from test_backprop import ETA, SHAPES, problem
 
@@ -40,6 +40,28 @@ def test_stretches_give_the_same_iterate(number):
         algorithm._iterate_by_stretches(K, x, number), algorithm.iterate(K, x, number), strict=True
     ):
         assert torch.equal(ours, theirs)
+
+
+def test_results_go_to_their_places():
+    operator, truth, x = problem(11, 18)
+    K = operator.detach()
+    algorithm = chambolle_pock(K, radius=ETA)
+    places = [(torch.empty(4, 11, dtype=K.dtype), torch.empty(4, 18, dtype=K.dtype)) for _ in range(9)]
+    ours = [*algorithm.iterates(K, x, None, places)]
+    theirs = [*islice(algorithm.iterates(K, x), 9)]
+    for one, other, (dual, primal) in zip(ours, theirs, places, strict=True):
+        assert one.z_dual is dual
+        assert one.z_primal is primal
+        assert all(map(torch.equal, one, other))
+    masks = [Masks(dual_mask(it.z_dual), dual_mask(it.z_primal)) for it in theirs]
+    expected = [*algorithm.adjoints(K, masks, x - truth)]
+    for (primal, dual), theirs, place in zip(
+        algorithm.adjoints(K, masks, x - truth, places), expected, places, strict=True
+    ):
+        assert dual is place[0]
+        assert primal is place[1]
+        assert torch.equal(primal, theirs[0])
+        assert torch.equal(dual, theirs[1])
 
 
 def test_reaches_the_optimum_of_the_linear_program():

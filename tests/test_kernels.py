@@ -10,7 +10,7 @@ import torch
 import pdunroll
 from pdunroll import kernels
 from pdunroll.chambolle_pock import ChambollePock, Masks, chambolle_pock
-from pdunroll.kernels import Fastest, OneDNN, OuterSum, Plain, scratch
+from pdunroll.kernels import Fastest, OneDNN, Plain, scratch
 from test_backprop import ETA, gradient, problem, relative
 
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
@@ -27,8 +27,13 @@ def test_products_are_what_they_say(library, B, m, n):
     K, base, x, a = draw(m, n), draw(B, m, seed=1), draw(B, n, seed=2), draw(B, m, seed=3)
     for operator in (K, K.T.contiguous().T):
         expected = base.double() + 0.3 * x.double() @ K.double().T
-        torch.testing.assert_close(library.product(operator, 0.3, B)(base, x).double(), expected, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(library.outer(a, x).double(), a.double().T @ x.double(), rtol=1e-5, atol=1e-5)
+        product, place = library.product(operator, 0.3, B), torch.empty(B, m)
+        torch.testing.assert_close(product(base, x).double(), expected, rtol=1e-5, atol=1e-5)
+        assert product(base, x, place).data_ptr() == place.data_ptr()
+        torch.testing.assert_close(place.double(), expected, rtol=1e-5, atol=1e-5)
+    total, expected = K.clone(), K.double() + a.double().T @ x.double()
+    library.add_outer(total, a, x)
+    torch.testing.assert_close(total.double(), expected, rtol=1e-5, atol=1e-5)
 
 
 def with_library(algorithm: ChambollePock, library: kernels.Library) -> ChambollePock:
@@ -46,14 +51,14 @@ def test_libraries_give_the_same_iterates_and_adjoints():
     for run in runs[1:]:
         for ours, theirs in zip(run, runs[0], strict=True):
             for a, b in zip(ours, theirs, strict=True):
-                torch.testing.assert_close(a, b, rtol=0, atol=2e-5)
+                torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
     # gradients jump where an entry sits on the border of a mask: compare with the masks given
     masks = [Masks((it.dual.abs() < 1).float(), ((it.primal - x).abs() < ETA).float()) for it in reversed(runs[0])]
     grad = runs[0][-1].primal - truth
     deltas = [list(with_library(algorithm, library).adjoints(K, masks, grad)) for library in (Plain(), OneDNN())]
     for ours, theirs in zip(*deltas, strict=True):
         for a, b in zip(ours, theirs, strict=True):
-            torch.testing.assert_close(a, b, rtol=0, atol=2e-5)
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(("name", "library"), [("plain", Plain), pytest.param("onednn", OneDNN, marks=needs_onednn)])
@@ -76,17 +81,6 @@ def test_a_library_must_win_clearly(monkeypatch):
     elapsed = iter(range(10**6))
     monkeypatch.setattr(kernels.time, "perf_counter", lambda: float(next(elapsed)))  # a clock that shows no difference
     assert isinstance(kernels.choice.__wrapped__("product", 4, 8, 8, torch.float32, "cpu", 1), Plain)
-
-
-@pytest.mark.parametrize("count", [0, 1, 255, 256, 300])
-def test_outer_sum(count):
-    like = torch.zeros(6, 5, dtype=torch.float64)
-    total, expected = OuterSum(Plain(), like, batch=4, pairs=max(1, count)), torch.zeros_like(like)
-    for number in range(count):
-        a, b = draw(4, 6, dtype=like.dtype, seed=number), draw(4, 5, dtype=like.dtype, seed=-number)
-        total.add(a, b)
-        expected += a.T @ b
-    torch.testing.assert_close(total.total(), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_scratch_memory_is_used_again_once_it_is_dead_and_not_before(monkeypatch):

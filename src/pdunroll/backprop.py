@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain, islice, pairwise, repeat
+from itertools import islice, repeat
 from typing import NamedTuple
 
 import torch
@@ -19,8 +19,10 @@ from torch import Tensor
 
 from pdunroll.chambolle_pock import ChambollePock, Masks, State, chambolle_pock
 from pdunroll.errors import InputError, require_choice, require_integer
-from pdunroll.kernels import OuterSum, scratch
-from pdunroll.problem import PRIMAL_MASKS, Box, dual_mask
+from pdunroll.kernels import scratch
+from pdunroll.problem import PRIMAL_MASKS, dual_mask
+
+ROWS = 1024  # frames times iterations that the backward pass takes at a time: outer products of so many rows are fast
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +55,7 @@ class Backprop(ABC):
         """grad_K of the loss, (m, n), from `kept` and `grad` = grad_y of the loss at y^L, (B, n)."""
 
     def masks(self, algorithm: ChambollePock, z_dual: Tensor, z_primal: Tensor, observation: Tensor) -> Masks:
-        """Jacobians of both proximal operators at their arguments in one iteration."""
+        """Jacobians of both proximal operators at their arguments, in one iteration or in some at once."""
         primal_mask = PRIMAL_MASKS[self.primal_mask]
         return Masks(dual_mask(z_dual), primal_mask(algorithm.problem, z_primal, observation))
 
@@ -65,6 +67,17 @@ class Stretch(NamedTuple):
     state: State  # after iteration `first`
     z_dual: Tensor  # (s, B, m)
     z_primal: Tensor  # (s, B, n)
+
+    def extrapolated(self, algorithm: ChambollePock, observation: Tensor, block: slice) -> Tensor:
+        """The ybar^{l-1} that the iterations l of a block started from, (size of the block, B, n)."""
+        first, end = block.start, block.stop
+        primal = algorithm.problem.prox_primal(
+            self.z_primal[max(0, first - 2) : end - 1], algorithm.problem.box(observation)
+        )
+        if first < 2:
+            primal = torch.cat([self.state.primal[None], primal])
+        extrapolated = algorithm.extrapolate(primal[:-1], primal[1:])
+        return extrapolated if first else torch.cat([self.state.extrapolated[None], extrapolated])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,9 +118,9 @@ class Full(Backprop):
         """Run some iterations from `state`; return the last y and what Algorithm 2 needs of them."""
         (B, n), m = observation.shape, len(operator)
         stretch = Stretch(state, scratch((iterations, B, m), operator), scratch((iterations, B, n), operator))
-        for l, iterate in enumerate(islice(algorithm.iterates(operator, observation, state), iterations)):
-            stretch.z_dual[l], stretch.z_primal[l] = iterate.z_dual, iterate.z_primal
-        return iterate.primal, stretch
+        places = zip(stretch.z_dual, stretch.z_primal, strict=True)
+        (last,) = deque(algorithm.iterates(operator, observation, state, places), maxlen=1)
+        return last.primal, stretch
 
     def _stretches(
         self, algorithm: ChambollePock, operator: Tensor, kept: tuple[Tensor, ...], iterations: int
@@ -125,28 +138,26 @@ class Full(Backprop):
 
     def gradient(self, algorithm, operator, kept, iterations, grad):
         observation = kept[0]
-        box = algorithm.problem.box(observation)
-        first, second = (
-            OuterSum(algorithm.library, operator, len(grad), iterations) for _ in range(2)
-        )  # the lemma's terms
-        masks: deque[Masks] = deque()  # those of the iteration at hand, for Algorithm 2 to take
-        adjoints = algorithm.adjoints(operator, iter(masks.popleft, None), grad)
-        for state, z_duals, z_primals in self._stretches(algorithm, operator, kept, iterations):
-            extrapolated = self._extrapolated(algorithm, state, z_primals, box)
-            for z_dual, z_primal in zip(reversed(z_duals.unbind()), reversed(z_primals.unbind()), strict=True):
-                masks.append(self.masks(algorithm, z_dual, z_primal, observation))
-                delta_primal, delta_dual = next(adjoints)
-                first.add(delta_dual, next(extrapolated))
-                second.add(algorithm.problem.prox_dual(z_dual), delta_primal)
-        return algorithm.sigma * first.total() - algorithm.tau * second.total()
-
-    @staticmethod
-    def _extrapolated(algorithm: ChambollePock, state: State, z_primals: Tensor, box: Box) -> Iterator[Tensor]:
-        """The ybar that each iteration of a stretch started from, the last one first."""
-        arguments = reversed(z_primals[:-1].unbind())
-        primals = chain((algorithm.problem.prox_primal(z_primal, box) for z_primal in arguments), [state.primal])
-        yield from (algorithm.extrapolate(earlier, later) for later, earlier in pairwise(primals))
-        yield state.extrapolated
+        size = max(1, ROWS // len(observation))
+        each: deque[Masks] = deque()  # what Algorithm 2 takes in a block of iterations, and where it puts its results
+        places: deque[tuple[Tensor, Tensor]] = deque()
+        adjoints = algorithm.adjoints(operator, iter(each.popleft, None), grad, iter(places.popleft, None))
+        first, second = torch.zeros_like(operator), torch.zeros_like(operator)  # the lemma's terms
+        for stretch in self._stretches(algorithm, operator, kept, iterations):
+            for end in range(len(stretch.z_dual), 0, -size):
+                block = slice(max(0, end - size), end)
+                z_dual, z_primal = stretch.z_dual[block], stretch.z_primal[block]  # (s, B, m), (s, B, n)
+                masks = self.masks(algorithm, z_dual, z_primal, observation)
+                delta_dual, delta_primal = torch.empty_like(z_dual), torch.empty_like(z_primal)
+                each.extendleft(map(Masks, *masks))  # the last one first
+                places.extendleft(zip(delta_dual, delta_primal, strict=True))
+                for _ in z_dual:
+                    next(adjoints)
+                extrapolated = stretch.extrapolated(algorithm, observation, block)
+                algorithm.library.add_outer(first, delta_dual.flatten(0, 1), extrapolated.flatten(0, 1))
+                dual = algorithm.problem.prox_dual(z_dual)
+                algorithm.library.add_outer(second, dual.flatten(0, 1), delta_primal.flatten(0, 1))
+        return algorithm.sigma * first - algorithm.tau * second
 
 
 @dataclass(frozen=True, kw_only=True)

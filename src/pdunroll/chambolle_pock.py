@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from itertools import islice
+from itertools import islice, repeat
 from typing import NamedTuple
 
 import torch
@@ -55,6 +55,10 @@ class Masks(NamedTuple):
     primal: Tensor  # (B, n)
 
 
+Places = Iterable[tuple[Tensor | None, Tensor | None]]  # where an iteration puts its results for dual and primal
+NEW: Places = repeat((None, None))  # into new memory, without end
+
+
 @dataclass(frozen=True)
 class ChambollePock:
     """Algorithm 1 and 2 with fixed step sizes; needs sigma tau ||K||_2^2 < 1 and theta in [0, 1]."""
@@ -65,20 +69,22 @@ class ChambollePock:
     theta: float  # extrapolation
     library: Library = FASTEST  # what does the products
 
-    def iterates(self, operator: Tensor, observation: Tensor, state: State | None = None) -> Iterator[Iterate]:
-        """Algorithm 1: yield the iterates l = 1, 2, ... without end, or those that follow `state`.
+    def iterates(
+        self, operator: Tensor, observation: Tensor, state: State | None = None, places: Places = NEW
+    ) -> Iterator[Iterate]:
+        """Algorithm 1: yield the iterates l = 1, 2, ..., or those that follow `state`, one for each of `places`.
 
-        operator (m, n), observation x (B, n); y^0 = ybar^0 = x, psi^0 = 0.
+        operator (m, n), observation x (B, n); y^0 = ybar^0 = x, psi^0 = 0. A place takes z_D^l and z_P^l.
         """
         prox_dual, prox_primal = self.problem.prox_dual, self.problem.prox_primal
         plus_sigma_k = self.library.product(operator, self.sigma, len(observation))
         minus_tau_kt = self.library.product(operator.T, -self.tau, len(observation))
         box = self.problem.box(observation)
         dual, primal, extrapolated = self.start(operator, observation) if state is None else state
-        while True:
-            z_dual = plus_sigma_k(dual, extrapolated)  # psi + sigma K ybar
+        for dual_place, primal_place in places:
+            z_dual = plus_sigma_k(dual, extrapolated, dual_place)  # psi + sigma K ybar
             dual = prox_dual(z_dual)
-            z_primal = minus_tau_kt(primal, dual)  # y - tau K^T psi
+            z_primal = minus_tau_kt(primal, dual, primal_place)  # y - tau K^T psi
             previous, primal = primal, prox_primal(z_primal, box)
             extrapolated = self.extrapolate(previous, primal)
             yield Iterate(z_dual, dual, z_primal, primal, extrapolated)
@@ -113,19 +119,23 @@ class ChambollePock:
         """Where Algorithm 1 starts: psi^0 = 0, y^0 = ybar^0 = x."""
         return State(observation.new_zeros(len(observation), len(operator)), observation, observation)
 
-    def adjoints(self, operator: Tensor, masks: Iterable[Masks], grad: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    def adjoints(
+        self, operator: Tensor, masks: Iterable[Masks], grad: Tensor, places: Places = NEW
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """Algorithm 2: yield (delta_P^l, delta_D^l) for l = L, L - 1, ..., one pair for each of `masks`.
 
-        grad is the gradient of the loss with respect to y^L, (B, n); delta_P (B, n), delta_D (B, m).
+        grad is the gradient of the loss with respect to y^L, (B, n); delta_P (B, n), delta_D (B, m). A place takes
+        delta_D^l and delta_P^l.
         """
         plus_sigma_kt = self.library.product(operator.T, self.sigma, len(grad))
         minus_tau_k = self.library.product(operator, -self.tau, len(grad))
         delta_primal = grad
         delta_dual = delta_dual_bar = grad.new_zeros(len(grad), len(operator))
-        for mask in masks:
-            delta_primal = plus_sigma_kt(delta_primal, delta_dual_bar).mul_(mask.primal)  # (1)
-            previous = delta_dual
-            delta_dual = minus_tau_k(delta_dual, delta_primal).mul_(mask.dual)  # (2)
+        for mask, (dual_place, primal_place) in zip(masks, places, strict=False):
+            back = plus_sigma_kt(delta_primal, delta_dual_bar)
+            delta_primal = torch.mul(back, mask.primal, out=primal_place)  # (1)
+            back, previous = minus_tau_k(delta_dual, delta_primal), delta_dual
+            delta_dual = torch.mul(back, mask.dual, out=dual_place)  # (2)
             delta_dual_bar = self.extrapolate(previous, delta_dual)  # (3)
             yield delta_primal, delta_dual
 
@@ -160,17 +170,17 @@ def blas_threads() -> ThreadpoolController:
     return ThreadpoolController()
 
 
-def require_matrix(operator: Tensor) -> None:
-    """Raise `InputError` for what is no matrix and for entries that are not finite."""
-    if operator.ndim != 2 or 0 in operator.shape:
-        raise InputError(f"the operator must be a matrix (m, n), m and n at least 1, got shape {tuple(operator.shape)}")
-    if not torch.isfinite(operator).all():
-        raise InputError("the operator has entries that are not finite (NaN or infinity)")
-
-
 def magnitude(matrix: Tensor) -> float:
-    """The power of two at or below the largest entry in absolute value; 1/2 for a matrix of zeros."""
-    return math.ldexp(0.5, math.frexp(float(matrix.abs().max()))[1])
+    """The power of two at or below the largest entry in absolute value; 1/2 for a matrix of zeros.
+
+    Raises `InputError` for what is no matrix and for entries that are not finite.
+    """
+    if matrix.ndim != 2 or 0 in matrix.shape:
+        raise InputError(f"the operator must be a matrix (m, n), m and n at least 1, got shape {tuple(matrix.shape)}")
+    low, high = matrix.detach().aminmax()  # in one pass; NaN if there is one
+    if not math.isfinite(largest := max(float(high), -float(low))):
+        raise InputError("the operator has entries that are not finite (NaN or infinity)")
+    return math.ldexp(0.5, math.frexp(largest)[1])
 
 
 def spectral_norm(operator: Tensor) -> float:
@@ -179,15 +189,14 @@ def spectral_norm(operator: Tensor) -> float:
     The root of the largest eigenvalue of the smaller Gram matrix. Squaring costs no accuracy at the upper end
     of the spectrum, and LAPACK is asked for that one eigenvalue only (reduction to tridiagonal form, then
     bisection), so the result is never an underestimate as those of power or Lanczos iterations are.
-    Raises `InputError` as `require_matrix`.
+    Raises `InputError` as `magnitude`.
     """
-    require_matrix(operator)
-    matrix = operator.detach().to("cpu", torch.float64)
-    matrix = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
-    scale = magnitude(matrix)  # squares of entries near 1 neither overflow nor vanish
-    matrix = matrix / scale
-    last = len(matrix[0]) - 1
+    scale = magnitude(operator)  # squares of entries near 1 neither overflow nor vanish
+    matrix = operator.detach().to("cpu", torch.float64).contiguous()
+    transposed = (matrix / scale).numpy().T  # (n, m) as LAPACK has matrices, without a copy
+    m, n = matrix.shape
     with blas_threads().limit(limits=1):  # more only wait for each other, for a second where the machine is busy
-        gram = blas.dsyrk(1.0, matrix.numpy(), trans=1, lower=1)  # lower triangle of K^T K
+        gram = blas.dsyrk(1.0, transposed, trans=int(m < n), lower=1)  # lower triangle of K^T K, or of K K^T if m < n
+        last = len(gram) - 1
         (largest,) = eigh(gram, eigvals_only=True, subset_by_index=[last, last], check_finite=False, overwrite_a=True)
     return scale * max(float(largest), 0.0) ** 0.5

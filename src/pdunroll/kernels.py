@@ -19,13 +19,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from math import prod
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from pdunroll.errors import InputError
 
-Product = Callable[[Tensor, Tensor], Tensor]  # (base (B, m), x (B, n)) -> base + scale x K^T, (B, m)
+
+class Product(Protocol):
+    """base + scale x K^T: base (B, m) and x (B, n) -> (B, m), written to `out` if it is given."""
+
+    def __call__(self, base: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor: ...
 
 
 class Library(ABC):
@@ -36,8 +41,8 @@ class Library(ABC):
         """Prepare base + scale x K^T for an operator (m, n) and batches of `batch` frames."""
 
     @abstractmethod
-    def outer(self, a: Tensor, b: Tensor) -> Tensor:
-        """a^T b; a (R, m), b (R, n) -> (m, n)."""
+    def add_outer(self, total: Tensor, a: Tensor, b: Tensor) -> None:
+        """Add a^T b to `total`, in place; a (R, m), b (R, n), total (m, n)."""
 
 
 class Plain(Library):
@@ -45,10 +50,10 @@ class Plain(Library):
 
     def product(self, operator, scale, batch):
         transposed = operator.T.contiguous()
-        return lambda base, x: torch.addmm(base, x, transposed, alpha=scale)
+        return lambda base, x, out=None: torch.addmm(base, x, transposed, alpha=scale, out=out)
 
-    def outer(self, a, b):
-        return a.T @ b
+    def add_outer(self, total, a, b):
+        total.addmm_(a.T, b)
 
 
 class OneDNN(Library):
@@ -57,10 +62,15 @@ class OneDNN(Library):
     def product(self, operator, scale, batch):
         weight = torch.ops.mkldnn._reorder_linear_weight((scale * operator).contiguous(), batch)
         linear = torch.ops.mkldnn._linear_pointwise.binary
-        return lambda base, x: linear(x, base, weight, None, "add")
 
-    def outer(self, a, b):
-        return torch.ops.mkldnn._linear_pointwise(a.T, b.T, None, "none", [], "")
+        def product(base, x, out=None):
+            result = linear(x, base, weight, None, "add")
+            return result if out is None else out.copy_(result)
+
+        return product
+
+    def add_outer(self, total, a, b):
+        total += torch.ops.mkldnn._linear_pointwise(a.T, b.T, None, "none", [], "")
 
 
 class Fastest(Library):
@@ -70,8 +80,8 @@ class Fastest(Library):
         rows = 1 << (batch - 1).bit_length()  # batches that shrink meet few new sizes
         return choice("product", rows, *operator.shape, *_machine(operator)).product(operator, scale, batch)
 
-    def outer(self, a, b):
-        return choice("outer", *a.shape, b.shape[1], *_machine(a)).outer(a, b)
+    def add_outer(self, total, a, b):
+        choice("outer", *a.shape, b.shape[1], *_machine(a)).add_outer(total, a, b)
 
 
 FASTEST = Fastest()
@@ -100,7 +110,7 @@ def choice(task: str, rows: int, m: int, n: int, dtype: torch.dtype, device: str
     operator = torch.randn(m, n, generator=generator)
     libraries = (Plain(), OneDNN())
     if task == "outer":
-        calls = [partial(library.outer, a, b) for library in libraries]
+        calls = [partial(library.add_outer, torch.zeros(m, n), a, b) for library in libraries]
     else:
         calls = [partial(library.product(operator, 0.5, rows), a, b) for library in libraries]
     best = [float("inf")] * len(calls)
@@ -111,38 +121,6 @@ def choice(task: str, rows: int, m: int, n: int, dtype: torch.dtype, device: str
             call()
             best[number] = min(best[number], time.perf_counter() - start)
     return libraries[int(best[1] * MARGIN < best[0])]
-
-
-class OuterSum:
-    """The sum of a^T b over many pairs a (B, m), b (B, n), taken as one product per block of pairs.
-
-    A product over about `ROWS` rows comes near the machine's best rate, one over B = 32 does not.
-    """
-
-    ROWS = 1024
-
-    def __init__(self, library: Library, like: Tensor, batch: int, pairs: int) -> None:
-        m, n = like.shape
-        size = min(pairs, max(1, self.ROWS // batch))
-        self.library, self.filled = library, 0
-        self.a, self.b = like.new_empty(size, batch, m), like.new_empty(size, batch, n)
-        self.sum = torch.zeros_like(like)
-
-    def add(self, a: Tensor, b: Tensor) -> None:
-        self.a[self.filled], self.b[self.filled] = a, b
-        self.filled += 1
-        if self.filled == len(self.a):
-            self._take()
-
-    def total(self) -> Tensor:
-        """The sum so far, (m, n)."""
-        if self.filled:
-            self._take()
-        return self.sum
-
-    def _take(self) -> None:
-        self.sum += self.library.outer(self.a[: self.filled].flatten(0, 1), self.b[: self.filled].flatten(0, 1))
-        self.filled = 0
 
 
 def captured(function: Callable[[], None], state: Sequence[Tensor]) -> Callable[[], None]:

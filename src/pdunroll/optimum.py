@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pdunroll.chambolle_pock import ChambollePock, Masks, State, chambolle_pock, magnitude, require_matrix
+from pdunroll.chambolle_pock import ChambollePock, Masks, State, chambolle_pock, magnitude
 from pdunroll.errors import InputError, require_integer, require_positive
 from pdunroll.kernels import Product
 from pdunroll.problem import Dequantization, active_set_mask, dual_mask
@@ -272,7 +272,6 @@ SINGLE = 2000  # iterations in float32 first, twice as fast; the gap and the ver
 
 def _solve(operator, observation, radius, tolerance, max_iterations, strategy):
     wide, x = operator.double(), observation.double()
-    require_matrix(wide)
     wide = wide / magnitude(wide)  # the same optima, to the bit, and within the range of float32
     steps = chambolle_pock(wide, radius=radius)
     result = Solution(
