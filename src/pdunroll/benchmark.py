@@ -203,13 +203,14 @@ def product_rate(m: int, n: int) -> float:
 
 def peaks(config: Config, batch: int, depths: tuple[int, int]) -> list[Row]:
     """Peak memory of one training step beyond what a step at L = 1 takes."""
+    from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
 
     rows = []
     for mode in (*modes(), CHECKPOINTS):
         for depth in depths:
-            with get_context("spawn").Pool(1) as pool:
-                megabytes = pool.apply(peak, (config, mode, batch, depth))
+            with ProcessPoolExecutor(1, get_context("spawn")) as pool:  # a process of its own
+                megabytes = pool.submit(peak, config, mode, batch, depth).result()
             rows.append({"mode": mode, "batch": batch, "l": depth, "peak_mb": megabytes})
     return rows
 

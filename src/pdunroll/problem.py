@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -89,8 +90,8 @@ def dct_operator(rows: int, columns: int, dtype: torch.dtype = torch.float32) ->
     rows), for m > n a tight frame (orthonormal columns). Its spectral norm is 1 in each case.
     """
     size = max(rows, columns)
-    frequency = torch.arange(rows, dtype=torch.float64)[:, None]
-    sample = torch.arange(columns, dtype=torch.float64)[None, :]
-    operator = torch.cos(torch.pi / size * (sample + 0.5) * frequency) * (2.0 / size) ** 0.5
+    frequency, sample = np.arange(rows)[:, None], np.arange(columns)
+    # not by torch.cos: with several threads, MKL's first call in a process can be right to 8 digits only (a race)
+    operator = np.cos(np.pi / size * (sample + 0.5) * frequency) * (2.0 / size) ** 0.5
     operator[0] *= 0.5**0.5
-    return operator.to(dtype)
+    return torch.from_numpy(operator).to(dtype)
