@@ -91,7 +91,8 @@ def dct_operator(rows: int, columns: int, dtype: torch.dtype = torch.float32) ->
     """
     size = max(rows, columns)
     frequency, sample = np.arange(rows)[:, None], np.arange(columns)
-    # not by torch.cos: with several threads, MKL's first call in a process can be right to 8 digits only (a race)
+    # not by torch.cos: with several threads its first call in a process can be right to 8 digits only (PyTorch issue
+    # 188792, open in 2.13)
     operator = np.cos(np.pi / size * (sample + 0.5) * frequency) * (2.0 / size) ** 0.5
     operator[0] *= 0.5**0.5
     return torch.from_numpy(operator).to(dtype)

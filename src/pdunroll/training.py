@@ -262,6 +262,7 @@ def fit(
 
     Raises `DivergenceError` where numbers are no longer finite, and `InputError` if that file is damaged.
     """
+    torch.ones(1).sqrt()  # of Adam: with several threads, a process's first can be inexact (PyTorch issue 188792)
     total_steps = optimization.epochs * data.steps_per_pass
     module = UnrolledTraining(network, optimization, total_steps, optimization.epochs * data.frames_per_pass)
     history = History(folder / HISTORY, title, total_steps)
