@@ -179,6 +179,32 @@ def test_a_strategy_of_ones_own():
     assert (grad == 7).all()
 
 
+@pytest.mark.parametrize("before", [False, True])
+def test_tiny_numbers_are_zero_within_and_as_they_were_outside(before):
+    def tiny_is_zero():
+        return float(torch.tensor(1e-40) * 1.0) == 0.0
+
+    seen = []
+
+    class Looking(pdunroll.Full):
+        def forward(self, *arguments):
+            seen.append(tiny_is_zero())
+            return super().forward(*arguments)
+
+        def gradient(self, *arguments):
+            seen.append(tiny_is_zero())
+            raise RuntimeError("and it fails")
+
+    operator, truth, x = problem()
+    torch.set_flush_denormal(before)
+    try:
+        with pytest.raises(RuntimeError, match="and it fails"):
+            gradient(operator, truth, x, 3, Looking())
+        assert (seen, tiny_is_zero()) == ([True, True], before)
+    finally:
+        torch.set_flush_denormal(False)
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pdunroll.chambolle_pock import ChambollePock, Masks, State, chambolle_pock
 from pdunroll.errors import InputError, require_choice, require_integer
-from pdunroll.kernels import scratch
+from pdunroll.kernels import scratch, tiny_is_zero
 from pdunroll.problem import PRIMAL_MASKS, dual_mask
 
 ROWS = 1024  # frames times iterations that the backward pass takes at a time: outer products of so many rows are fast
@@ -206,7 +206,9 @@ class _Unrolled(torch.autograd.Function):
     def backward(ctx, grad):
         operator, *kept = ctx.saved_tensors
         algorithm, iterations, backprop = ctx.settings
-        return backprop.gradient(algorithm, operator, tuple(kept), iterations, grad), None, None, None, None
+        with tiny_is_zero():
+            gradient = backprop.gradient(algorithm, operator, tuple(kept), iterations, grad)
+        return gradient, None, None, None, None
 
 
 def unroll(
@@ -249,6 +251,7 @@ def unroll(
     require_integer("iterations (L)", iterations, 1)
     algorithm = chambolle_pock(operator, radius=radius, step_ratio=step_ratio, extrapolation=extrapolation)
     strategy = Full() if backprop is None else backprop
-    if not (operator.requires_grad and torch.is_grad_enabled()):
-        return strategy.restore(algorithm, operator, observation, iterations)
-    return _Unrolled.apply(operator, observation, algorithm, iterations, strategy)
+    with tiny_is_zero():
+        if not (operator.requires_grad and torch.is_grad_enabled()):
+            return strategy.restore(algorithm, operator, observation, iterations)
+        return _Unrolled.apply(operator, observation, algorithm, iterations, strategy)
