@@ -171,11 +171,10 @@ def label_errors(ax: Axes) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
     low, high = ax.get_ylim()
-    ax.yaxis.set_major_locator(
-        MaxNLocator(8) if high < 2 * low else LogLocator(subs=(1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9))
-    )
+    few, many = MaxNLocator(8, steps=[1, 2, 5, 10]), LogLocator(subs=(1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9))
+    ax.yaxis.set_major_locator(few if high < 2 * low else many)
     ax.yaxis.set_minor_locator(LogLocator(subs=()))
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda mse, _: f"{1e3 * mse:.3g}"))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda mse, _: f"{1e3 * mse:.4g}"))
 
 
 def lines_without_training(ax: Axes, evaluation: list[Row], last: int) -> None:
