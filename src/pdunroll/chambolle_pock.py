@@ -170,6 +170,12 @@ def blas_threads() -> ThreadpoolController:
     return ThreadpoolController()
 
 
+def largest_entry(matrix: Tensor) -> float:
+    """In absolute value, by one pass over the matrix; NaN if it has one."""
+    low, high = matrix.detach().aminmax()
+    return max(float(high), -float(low))
+
+
 def magnitude(matrix: Tensor) -> float:
     """The power of two at or below the largest entry in absolute value; 1/2 for a matrix of zeros.
 
@@ -177,8 +183,7 @@ def magnitude(matrix: Tensor) -> float:
     """
     if matrix.ndim != 2 or 0 in matrix.shape:
         raise InputError(f"the operator must be a matrix (m, n), m and n at least 1, got shape {tuple(matrix.shape)}")
-    low, high = matrix.detach().aminmax()  # in one pass; NaN if there is one
-    if not math.isfinite(largest := max(float(high), -float(low))):
+    if not math.isfinite(largest := largest_entry(matrix)):
         raise InputError("the operator has entries that are not finite (NaN or infinity)")
     return math.ldexp(0.5, math.frexp(largest)[1])
 

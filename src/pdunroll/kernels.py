@@ -1,9 +1,9 @@
 """The two matrix products that all time goes into, by the library that is fastest at them on this machine.
 
     product  base + scale x K^T   (B, n) times (n, m), with one K for many x
-    outer    a^T b                (R, m) and (R, n) with many rows R, the sum of R outer products
+    outer    total + a^T b        (R, m) and (R, n) with many rows R, the sum of R outer products
 
-The plain form is torch.mm and torch.addmm, which is MKL on x86 CPUs and cuBLAS on GPUs. MKL takes its AVX2 path on AMD,
+The plain form is torch.addmm, which is MKL on x86 CPUs and cuBLAS on GPUs. MKL takes its AVX2 path on AMD,
 half the rate of oneDNN on CPUs with full AVX-512 units; on others there is nothing between them, or oneDNN's overhead
 of some microseconds a call costs more than it wins. So each shape is measured once in a process, at first use.
 Where the two are about a fifth apart, noise can tip the measurement and with it the last bits of a result: the
@@ -47,7 +47,7 @@ class Library(ABC):
 
 
 class Plain(Library):
-    """torch.addmm and torch.mm: any dtype and device, and the oracle of the others."""
+    """torch.addmm: any dtype and device, and the oracle of the others."""
 
     def product(self, operator, scale, batch):
         transposed = operator.T.contiguous()

@@ -23,7 +23,7 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
-from pdunroll.chambolle_pock import spectral_norm
+from pdunroll.chambolle_pock import largest_entry, spectral_norm
 from pdunroll.config import Optimization
 from pdunroll.errors import DivergenceError, InputError
 from pdunroll.frames import Frames
@@ -127,8 +127,7 @@ class UnrolledTraining(pl.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
         truth, observation = batch
         operator, optimizer = self.network.operator, self.optimizers()
-        low, high = operator.detach().aminmax()
-        if not 1 / LARGEST < (size := max(float(high), -float(low))) < LARGEST:
+        if not 1 / LARGEST < (size := largest_entry(operator)) < LARGEST:
             raise self._diverged(f"largest entry of K {size:.3g}")
         try:
             loss = 0.5 * (self.network(observation) - truth).square().sum()
