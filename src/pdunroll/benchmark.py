@@ -326,7 +326,7 @@ def lightning(config: Config) -> list[Row]:
         logging.disable(logging.NOTSET)
         times["lightning"].append(history.seconds)
     difference = min(times["lightning"]) - min(times["bare"])
-    return [entry("Lightning's part of a step", 1e3 * difference / steps, "ms")]
+    return [entry("Lightning's part of a step", 1e3 * difference / data.steps_per_pass, "ms")]
 
 
 def network(config: Config) -> Any:
