@@ -13,8 +13,8 @@ from scipy.optimize import linprog
 
 import oracles
 import pdunroll
-from pdunroll.chambolle_pock import Masks, chambolle_pock, spectral_norm
-from pdunroll.problem import Dequantization, active_set_mask, dct_operator, dual_mask, released_mask
+from pdunroll.chambolle_pock import Place, chambolle_pock, spectral_norm
+from pdunroll.problem import Dequantization, Jacobian, active_set, dct_operator, dual_jacobian, released
 from test_backprop import ETA, SHAPES, problem
 
 
@@ -31,37 +31,32 @@ def test_iterates_are_those_of_algorithm_1(m, n, theta):
                 np.testing.assert_allclose(tensor[frame].numpy(), expected[l], rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("number", [1, 50, 51, 100, 101, 137])
-def test_stretches_give_the_same_iterate(number):
+def test_results_go_to_their_places():
     operator, _, x = problem(11, 18)
     K = operator.detach()
     algorithm = chambolle_pock(K, radius=ETA)
-    for ours, theirs in zip(
-        algorithm._iterate_by_stretches(K, x, number), algorithm.iterate(K, x, number), strict=True
-    ):
-        assert torch.equal(ours, theirs)
-
-
-def test_results_go_to_their_places():
-    operator, truth, x = problem(11, 18)
-    K = operator.detach()
-    algorithm = chambolle_pock(K, radius=ETA)
-    places = [(torch.empty(4, 11, dtype=K.dtype), torch.empty(4, 18, dtype=K.dtype)) for _ in range(9)]
+    places = [Place(*(torch.empty(4, size, dtype=K.dtype) for size in (11, 11, 18, 18, 18))) for _ in range(9)]
     ours = [*algorithm.iterates(K, x, None, places)]
     theirs = [*islice(algorithm.iterates(K, x), 9)]
-    for one, other, (dual, primal) in zip(ours, theirs, places, strict=True):
-        assert one.z_dual is dual
-        assert one.z_primal is primal
+    for one, other, place in zip(ours, theirs, places, strict=True):
+        assert all(mine is memory for mine, memory in zip(one, place, strict=True))
         assert all(map(torch.equal, one, other))
-    masks = [Masks(dual_mask(it.z_dual), dual_mask(it.z_primal)) for it in theirs]
-    expected = [*algorithm.adjoints(K, masks, x - truth)]
-    for (primal, dual), theirs, place in zip(
-        algorithm.adjoints(K, masks, x - truth, places), expected, places, strict=True
-    ):
-        assert dual is place[0]
-        assert primal is place[1]
-        assert torch.equal(primal, theirs[0])
-        assert torch.equal(dual, theirs[1])
+
+
+@pytest.mark.parametrize("number", [1, 2, 17])
+def test_the_last_iterate_is_that_of_the_generator(number):
+    operator, _, x = problem(11, 18)
+    K = operator.detach()
+    algorithm = chambolle_pock(K, radius=ETA)
+    expected = [*islice(algorithm.iterates(K, x), number)]
+    assert all(map(torch.equal, algorithm.iterate(K, x, number), expected[-1]))
+    later = algorithm.iterate(K, x, 3, expected[-1].state)
+    assert all(map(torch.equal, later, algorithm.iterate(K, x, number + 3)))
+    z_dual, z_primal = torch.empty(number, 4, 11, dtype=K.dtype), torch.empty(number, 4, 18, dtype=K.dtype)
+    state = algorithm.record(K, x, algorithm.start(K, x), z_dual, z_primal)
+    assert all(map(torch.equal, state, expected[-1].state))
+    assert torch.equal(z_dual, torch.stack([iterate.z_dual for iterate in expected]))
+    assert torch.equal(z_primal, torch.stack([iterate.z_primal for iterate in expected]))
 
 
 def test_reaches_the_optimum_of_the_linear_program():
@@ -133,14 +128,29 @@ def test_proximal_operators_minimise_what_they_should():
             assert float(prox(torch.tensor([z], dtype=torch.float64))) == pytest.approx(best, abs=1e-4)
 
 
-def test_masks_include_their_borders():
-    z = torch.tensor([[-1.5, -1.0, 0.0, 1.0, 1.0 + 1e-12]], dtype=torch.float64)
-    assert dual_mask(z).tolist() == [[False, True, True, True, False]]
-    x = torch.full((1, 5), 0.5, dtype=torch.float64)
-    z = torch.tensor([[0.25, 0.75, 0.5, 0.2, 0.8]], dtype=torch.float64)
-    assert active_set_mask(Dequantization(0.25), z, x).tolist() == [[True, True, True, False, False]]
-    z = torch.tensor([[0.0, 2.0, 1.0, -0.1, 2.1]], dtype=torch.float64)
-    assert released_mask(Dequantization(0.25), z, x).tolist() == [[True, True, True, False, False]]
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_jacobians_include_their_borders(dtype):
+    def diagonal(jacobian):
+        ones = torch.ones_like(jacobian.argument)
+        assert torch.equal(jacobian.times(3 * ones), 3 * jacobian.mask())
+        place = torch.empty_like(ones)
+        assert jacobian.times(ones, place) is place
+        assert torch.equal(place, jacobian.mask().to(dtype))
+        argument = jacobian.argument.clone()
+        assert torch.equal(Jacobian(argument, jacobian.bound).times(ones, argument), place)  # in its own memory, too
+        return jacobian.mask().tolist()
+
+    least = torch.finfo(dtype).eps
+    z = torch.tensor([[-1.5, -1.0, 0.0, 1.0, 1.0 + least]], dtype=dtype)
+    assert diagonal(dual_jacobian(z)) == [[False, True, True, True, False]]
+    x = torch.full((1, 5), 0.5, dtype=dtype)
+    z = torch.tensor([[0.25, 0.75, 0.5, 0.25 - least, 0.75 + least]], dtype=dtype)
+    assert diagonal(active_set(Dequantization(0.25), z, x)) == [[True, True, True, False, False]]
+    z = torch.tensor([[0.0, 2.0, 1.0, -least, 2.0 + 2 * least]], dtype=dtype)
+    assert diagonal(released(Dequantization(0.25), z, x)) == [[True, True, True, False, False]]
+    bound = Dequantization(0.1)  # which float32 rounds, as it does the argument that should just be within
+    z = torch.tensor([[0.1, -0.1]], dtype=dtype)
+    assert diagonal(active_set(bound, z, torch.zeros_like(z))) == [[True, True]]
 
 
 @pytest.mark.parametrize("radius", [0, -0.1, math.nan, math.inf, "wide"])

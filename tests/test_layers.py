@@ -15,6 +15,7 @@ LAYERS = (
         "problem",
         "kernels",
         "chambolle_pock",
+        "graphs",
         "backprop",
         "optimum",
         "implicit",

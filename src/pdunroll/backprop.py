@@ -8,19 +8,19 @@ same L iterations of Algorithm 1 for all of them; a new mode of backpropagation 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice, repeat
+from itertools import islice
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from pdunroll.chambolle_pock import ChambollePock, Masks, State, chambolle_pock
+from pdunroll.chambolle_pock import ChambollePock, Jacobians, State, chambolle_pock
 from pdunroll.errors import InputError, require_choice, require_integer
+from pdunroll.graphs import graphed
 from pdunroll.kernels import scratch, tiny_is_zero
-from pdunroll.problem import PRIMAL_MASKS, dual_mask
+from pdunroll.problem import PRIMAL_JACOBIANS, Box, dual_jacobian
 
 ROWS = 1024  # frames times iterations that the backward pass takes at a time: outer products of so many rows are fast
 
@@ -36,7 +36,7 @@ class Backprop(ABC):
     primal_mask: str = "active_set"
 
     def __post_init__(self) -> None:
-        require_choice("primal_mask", self.primal_mask, tuple(PRIMAL_MASKS))
+        require_choice("primal_mask", self.primal_mask, tuple(PRIMAL_JACOBIANS))
 
     @abstractmethod
     def forward(
@@ -54,10 +54,20 @@ class Backprop(ABC):
     ) -> Tensor:
         """grad_K of the loss, (m, n), from `kept` and `grad` = grad_y of the loss at y^L, (B, n)."""
 
-    def masks(self, algorithm: ChambollePock, z_dual: Tensor, z_primal: Tensor, observation: Tensor) -> Masks:
-        """Jacobians of both proximal operators at their arguments, in one iteration or in some at once."""
-        primal_mask = PRIMAL_MASKS[self.primal_mask]
-        return Masks(dual_mask(z_dual), primal_mask(algorithm.problem, z_primal, observation))
+    def jacobians(
+        self,
+        algorithm: ChambollePock,
+        z_dual: Tensor,
+        z_primal: Tensor,
+        observation: Tensor,
+        out: Tensor | None = None,
+    ) -> Jacobians:
+        """Of both proximal operators at their arguments, in one iteration or in some at once.
+
+        `out` takes what the primal one has to compute for it, of the shape of z_primal.
+        """
+        primal = PRIMAL_JACOBIANS[self.primal_mask](algorithm.problem, z_primal, observation, out)
+        return Jacobians(dual_jacobian(z_dual), primal)
 
 
 class Stretch(NamedTuple):
@@ -68,16 +78,19 @@ class Stretch(NamedTuple):
     z_dual: Tensor  # (s, B, m)
     z_primal: Tensor  # (s, B, n)
 
-    def extrapolated(self, algorithm: ChambollePock, observation: Tensor, block: slice) -> Tensor:
-        """The ybar^{l-1} that the iterations l of a block started from, (size of the block, B, n)."""
+    def extrapolated(self, algorithm: ChambollePock, box: Box, block: slice, primal: Tensor, out: Tensor) -> None:
+        """The ybar^{l-1} that the s iterations l of a block started from, into `out` (s, B, n).
+
+        `primal` (s + 1, B, n) is memory for the y^{l-2} and y^{l-1} that they are made of.
+        """
         first, end = block.start, block.stop
-        primal = algorithm.problem.prox_primal(
-            self.z_primal[max(0, first - 2) : end - 1], algorithm.problem.box(observation)
-        )
-        if first < 2:
-            primal = torch.cat([self.state.primal[None], primal])
-        extrapolated = algorithm.extrapolate(primal[:-1], primal[1:])
-        return extrapolated if first else torch.cat([self.state.extrapolated[None], extrapolated])
+        given = max(0, 2 - first)  # of these, y^{-1}, which is not there, and y^0
+        algorithm.problem.prox_primal(self.z_primal[max(0, first - 2) : end - 1], box, primal[given:])
+        if given:
+            primal[:given] = self.state.primal
+        algorithm.extrapolate(primal[:-1], primal[1:], out)
+        if first == 0:
+            out[0] = self.state.extrapolated
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,9 +131,7 @@ class Full(Backprop):
         """Run some iterations from `state`; return the last y and what Algorithm 2 needs of them."""
         (B, n), m = observation.shape, len(operator)
         stretch = Stretch(state, scratch((iterations, B, m), operator), scratch((iterations, B, n), operator))
-        places = zip(stretch.z_dual, stretch.z_primal, strict=True)
-        (last,) = deque(algorithm.iterates(operator, observation, state, places), maxlen=1)
-        return last.primal, stretch
+        return algorithm.record(operator, observation, *stretch).primal, stretch
 
     def _stretches(
         self, algorithm: ChambollePock, operator: Tensor, kept: tuple[Tensor, ...], iterations: int
@@ -137,25 +148,22 @@ class Full(Backprop):
             yield self._run(algorithm, operator, observation, state, count)[1]
 
     def gradient(self, algorithm, operator, kept, iterations, grad):
-        observation = kept[0]
-        size = max(1, ROWS // len(observation))
-        each: deque[Masks] = deque()  # what Algorithm 2 takes in a block of iterations, and where it puts its results
-        places: deque[tuple[Tensor, Tensor]] = deque()
-        adjoints = algorithm.adjoints(operator, iter(each.popleft, None), grad, iter(places.popleft, None))
+        observation, go_on = kept[0], algorithm.adjoint_blocks(operator, grad)
+        (B, n), m, box = observation.shape, len(operator), algorithm.problem.box(observation)
+        size = max(1, min(ROWS // B, iterations))  # iterations in a block
+        memory = [operator.new_empty(size, B, length) for length in (m, n, m, n)]  # of all blocks in turn
+        primal = operator.new_empty(size + 1, B, n)
         first, second = torch.zeros_like(operator), torch.zeros_like(operator)  # the lemma's terms
         for stretch in self._stretches(algorithm, operator, kept, iterations):
             for end in range(len(stretch.z_dual), 0, -size):
                 block = slice(max(0, end - size), end)
                 z_dual, z_primal = stretch.z_dual[block], stretch.z_primal[block]  # (s, B, m), (s, B, n)
-                masks = self.masks(algorithm, z_dual, z_primal, observation)
-                delta_dual, delta_primal = torch.empty_like(z_dual), torch.empty_like(z_primal)
-                each.extendleft(map(Masks, *masks))  # the last one first
-                places.extendleft(zip(delta_dual, delta_primal, strict=True))
-                for _ in z_dual:
-                    next(adjoints)
-                extrapolated = stretch.extrapolated(algorithm, observation, block)
+                delta_dual, delta_primal, dual, extrapolated = (tensor[: len(z_dual)] for tensor in memory)
+                jacobians = self.jacobians(algorithm, z_dual, z_primal, observation, out=delta_primal)
+                go_on(jacobians, delta_primal, delta_dual)
+                stretch.extrapolated(algorithm, box, block, primal[: len(z_dual) + 1], extrapolated)
                 algorithm.library.add_outer(first, delta_dual.flatten(0, 1), extrapolated.flatten(0, 1))
-                dual = algorithm.problem.prox_dual(z_dual)
+                algorithm.problem.prox_dual(z_dual, dual)
                 algorithm.library.add_outer(second, dual.flatten(0, 1), delta_primal.flatten(0, 1))
         return algorithm.sigma * first - algorithm.tau * second
 
@@ -178,17 +186,23 @@ class Truncated(Backprop):
 
     def forward(self, algorithm, operator, observation, iterations):
         iterate = algorithm.iterate(operator, observation, iterations)
-        masks = self.masks(algorithm, iterate.z_dual, iterate.z_primal, observation)
-        return iterate.primal, (iterate.primal, iterate.dual, *masks)
+        return iterate.primal, (observation, *iterate[:4])
 
     def gradient(self, algorithm, operator, kept, iterations, grad):
-        primal, dual, *masks = kept
         b = min(iterations, self.iterations) if self.primal_mask == "released" else self.iterations
-        sum_primal, sum_dual = torch.zeros_like(primal), torch.zeros_like(dual)
-        for delta_primal, delta_dual in algorithm.adjoints(operator, repeat(Masks(*masks), b), grad):
-            sum_primal += delta_primal
-            sum_dual += delta_dual
-        return algorithm.sigma * (sum_dual.T @ primal) - algorithm.tau * (dual.T @ sum_primal)
+        return next(self.gradients(algorithm, operator, kept, [b], grad))
+
+    def gradients(
+        self, algorithm: ChambollePock, operator: Tensor, kept: tuple[Tensor, ...], counts: Iterable[int], grad: Tensor
+    ) -> Iterator[Tensor]:
+        """The gradient for each b of `counts`, which ascend, from one run of Algorithm 2."""
+        observation, z_dual, dual, z_primal, primal = kept
+        jacobians = self.jacobians(algorithm, z_dual, z_primal, observation)
+        sums = torch.zeros_like(primal), torch.zeros_like(dual)
+        adjoint, done = algorithm.adjoint_start(operator, grad), 0
+        for b in counts:
+            adjoint, done = algorithm.adjoint_sums(operator, jacobians, b - done, adjoint, sums), b
+            yield algorithm.sigma * (sums[1].T @ primal) - algorithm.tau * (dual.T @ sums[0])
 
 
 class _Unrolled(torch.autograd.Function):
@@ -250,6 +264,8 @@ def unroll(
         raise InputError("observation requires a gradient, which is not defined here; detach it")
     require_integer("iterations (L)", iterations, 1)
     algorithm = chambolle_pock(operator, radius=radius, step_ratio=step_ratio, extrapolation=extrapolation)
+    if operator.is_cuda:
+        algorithm = graphed(algorithm)
     strategy = Full() if backprop is None else backprop
     with tiny_is_zero():
         if not (operator.requires_grad and torch.is_grad_enabled()):

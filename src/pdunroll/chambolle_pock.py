@@ -7,10 +7,11 @@ the paper writes K y for a column y, the code writes y @ K.T for a batch y of sh
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache
-from itertools import islice, repeat
+from functools import cache, partial
+from itertools import cycle, repeat
 from typing import NamedTuple
 
 import torch
@@ -19,10 +20,8 @@ from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from pdunroll.errors import InputError, require_positive
-from pdunroll.kernels import FASTEST, Library, captured
-from pdunroll.problem import Dequantization
-
-STRETCH = 50  # iterations in one captured graph
+from pdunroll.kernels import FASTEST, Library
+from pdunroll.problem import Dequantization, Jacobian
 
 
 class State(NamedTuple):
@@ -48,15 +47,45 @@ class Iterate(NamedTuple):
         return State(self.dual, self.primal, self.extrapolated)
 
 
+class Place(NamedTuple):
+    """Memory for an `Iterate`; new memory where there is None. `primal` must not be that of the iteration before."""
+
+    z_dual: Tensor | None = None
+    dual: Tensor | None = None
+    z_primal: Tensor | None = None
+    primal: Tensor | None = None
+    extrapolated: Tensor | None = None
+
+
+NEW: Iterable[Place] = repeat(Place())  # without end
+
+
+class Adjoint(NamedTuple):
+    """What one iteration l of Algorithm 2 leaves behind, and what the next one needs."""
+
+    primal: Tensor  # delta_P^l  (B, n)
+    dual: Tensor  # delta_D^l  (B, m)
+    dual_extrapolated: Tensor  # (B, m)
+
+
+class Jacobians(NamedTuple):
+    """Of both proximal operators, in one iteration or in s of them at once."""
+
+    dual: Jacobian  # (B, m) or (s, B, m)
+    primal: Jacobian  # (B, n) or (s, B, n)
+
+    def each(self) -> Iterator[Jacobians]:
+        """Of s iterations, those of each, the last one first."""
+        dual, primal = (reversed(jacobian.argument.unbind()) for jacobian in self)
+        for d, p in zip(dual, primal, strict=True):
+            yield Jacobians(Jacobian(d, self.dual.bound), Jacobian(p, self.primal.bound))
+
+
 class Masks(NamedTuple):
-    """The diagonal Jacobians of both proximal operators in one iteration: entries 0 and 1."""
+    """The Jacobians of one iteration written out: which entries of psi and y are free, as booleans."""
 
     dual: Tensor  # (B, m)
     primal: Tensor  # (B, n)
-
-
-Places = Iterable[tuple[Tensor | None, Tensor | None]]  # where an iteration puts its results for dual and primal
-NEW: Places = repeat((None, None))  # into new memory, without end
 
 
 @dataclass(frozen=True)
@@ -70,74 +99,136 @@ class ChambollePock:
     library: Library = FASTEST  # what does the products
 
     def iterates(
-        self, operator: Tensor, observation: Tensor, state: State | None = None, places: Places = NEW
+        self,
+        operator: Tensor,
+        observation: Tensor,
+        state: State | None = None,
+        places: Iterable[Place] = NEW,
     ) -> Iterator[Iterate]:
         """Algorithm 1: yield the iterates l = 1, 2, ..., or those that follow `state`, one for each of `places`.
 
-        operator (m, n), observation x (B, n); y^0 = ybar^0 = x, psi^0 = 0. A place takes z_D^l and z_P^l.
+        operator (m, n), observation x (B, n); y^0 = ybar^0 = x, psi^0 = 0.
         """
         prox_dual, prox_primal = self.problem.prox_dual, self.problem.prox_primal
         plus_sigma_k = self.library.product(operator, self.sigma, len(observation))
         minus_tau_kt = self.library.product(operator.T, -self.tau, len(observation))
         box = self.problem.box(observation)
         dual, primal, extrapolated = self.start(operator, observation) if state is None else state
-        for dual_place, primal_place in places:
-            z_dual = plus_sigma_k(dual, extrapolated, dual_place)  # psi + sigma K ybar
-            dual = prox_dual(z_dual)
-            z_primal = minus_tau_kt(primal, dual, primal_place)  # y - tau K^T psi
-            previous, primal = primal, prox_primal(z_primal, box)
-            extrapolated = self.extrapolate(previous, primal)
+        for place in places:
+            z_dual = plus_sigma_k(dual, extrapolated, place.z_dual)  # psi + sigma K ybar
+            dual = prox_dual(z_dual, place.dual)
+            z_primal = minus_tau_kt(primal, dual, place.z_primal)  # y - tau K^T psi
+            previous, primal = primal, prox_primal(z_primal, box, place.primal)
+            extrapolated = self.extrapolate(previous, primal, place.extrapolated)
             yield Iterate(z_dual, dual, z_primal, primal, extrapolated)
 
-    def iterate(self, operator: Tensor, observation: Tensor, number: int) -> Iterate:
-        """The iterate l = `number`."""
-        if operator.is_cuda and number > STRETCH:
-            return self._iterate_by_stretches(operator, observation, number)
-        return next(islice(self.iterates(operator, observation), number - 1, None))
+    def iterate(self, operator: Tensor, observation: Tensor, number: int, state: State | None = None) -> Iterate:
+        """The iterate l = `number`, counted from `state`."""
+        z_dual, z_primal = observation.new_empty(len(observation), len(operator)), torch.empty_like(observation)
+        return self._last(operator, observation, state, repeat((z_dual, z_primal), number))
 
-    def _iterate_by_stretches(self, operator: Tensor, observation: Tensor, number: int) -> Iterate:
-        """The same, most of it in stretches of one captured graph: on GPUs launches cost more than products."""
-        state = State(*(tensor.clone() for tensor in self.start(operator, observation)))
+    def record(self, operator: Tensor, observation: Tensor, state: State, z_dual: Tensor, z_primal: Tensor) -> State:
+        """The state s iterations after `state`; their z_D are left in z_dual (s, B, m), their z_P in z_primal."""
+        return self._last(operator, observation, state, zip(z_dual, z_primal, strict=True)).state
 
-        def stretch() -> None:
-            last = next(islice(self.iterates(operator, observation, state), STRETCH - 1, None))
-            for tensor, value in zip(state, last.state, strict=True):
-                tensor.copy_(value)
+    def _last(
+        self, operator: Tensor, observation: Tensor, state: State | None, arguments: Iterable[tuple[Tensor, Tensor]]
+    ) -> Iterate:
+        """The last iterate of those with places for z_D and z_P; all else takes turns in little memory: it's faster."""
+        dual, extrapolated = observation.new_empty(len(observation), len(operator)), torch.empty_like(observation)
+        primals = cycle((torch.empty_like(observation), torch.empty_like(observation)))
+        places = (
+            Place(z_dual, dual, z_primal, primal, extrapolated)
+            for (z_dual, z_primal), primal in zip(arguments, primals, strict=False)
+        )
+        (iterate,) = deque(self.iterates(operator, observation, state, places), maxlen=1)
+        return iterate
 
-        advance = captured(stretch, state)
-        stretches, rest = divmod(number - 1, STRETCH)
-        for _ in range(stretches):
-            advance()
-        return next(islice(self.iterates(operator, observation, state), rest, None))
-
-    def extrapolate(self, previous: Tensor, latest: Tensor) -> Tensor:
+    def extrapolate(self, previous: Tensor, latest: Tensor, out: Tensor | None = None) -> Tensor:
         """latest + theta (latest - previous), in one pass."""
-        return torch.lerp(previous, latest, 1.0 + self.theta)
+        return torch.lerp(previous, latest, 1.0 + self.theta, out=out)
 
     @staticmethod
     def start(operator: Tensor, observation: Tensor) -> State:
         """Where Algorithm 1 starts: psi^0 = 0, y^0 = ybar^0 = x."""
         return State(observation.new_zeros(len(observation), len(operator)), observation, observation)
 
-    def adjoints(
-        self, operator: Tensor, masks: Iterable[Masks], grad: Tensor, places: Places = NEW
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Algorithm 2: yield (delta_P^l, delta_D^l) for l = L, L - 1, ..., one pair for each of `masks`.
+    def adjoints(self, operator: Tensor, jacobians: Iterable[Jacobians], grad: Tensor) -> Iterator[Adjoint]:
+        """Algorithm 2: yield delta_P^l and delta_D^l for l = L, L - 1, ..., a pair for each of `jacobians`.
 
-        grad is the gradient of the loss with respect to y^L, (B, n); delta_P (B, n), delta_D (B, m). A place takes
-        delta_D^l and delta_P^l.
+        grad is the gradient of the loss with respect to y^L, (B, n). What is yielded beside the pair is overwritten.
         """
-        plus_sigma_kt = self.library.product(operator.T, self.sigma, len(grad))
-        minus_tau_k = self.library.product(operator, -self.tau, len(grad))
-        delta_primal = grad
-        delta_dual = delta_dual_bar = grad.new_zeros(len(grad), len(operator))
-        for mask, (dual_place, primal_place) in zip(masks, places, strict=False):
+        start = self.adjoint_start(operator, grad)
+        return self._adjoints(self._backward_products(operator, start), jacobians, start)
+
+    @staticmethod
+    def adjoint_start(operator: Tensor, grad: Tensor) -> Adjoint:
+        """Where Algorithm 2 starts: delta_P = grad, delta_D = 0."""
+        return Adjoint(grad, *grad.new_zeros(2, len(grad), len(operator)))
+
+    def _backward_products(self, operator: Tensor, start: Adjoint) -> tuple[Callable[..., Tensor], ...]:
+        """delta_P + sigma K^T (.) and delta_D - tau K (.), whose results last until the next call only."""
+        matrices, batch = ((operator.T, self.sigma), (operator, -self.tau)), len(start.primal)
+        memory = start.primal.new_empty(max(start.primal.numel(), start.dual.numel()))
+        return tuple(
+            partial(self.library.product(matrix, scale, batch), spare=memory[: delta.numel()].view_as(delta))
+            for (matrix, scale), delta in zip(matrices, start[:2], strict=True)
+        )
+
+    def _adjoints(
+        self,
+        products: tuple[Callable[..., Tensor], ...],
+        jacobians: Iterable[Jacobians],
+        start: Adjoint,
+        places: Iterable[tuple[Tensor | None, Tensor | None]] = repeat((None, None)),
+    ) -> Iterator[Adjoint]:
+        """From `start`, whose last part is written over, with places for delta_P and delta_D."""
+        plus_sigma_kt, minus_tau_k = products
+        delta_primal, delta_dual, delta_dual_bar = start
+        for jacobian, (primal_place, dual_place) in zip(jacobians, places, strict=False):
             back = plus_sigma_kt(delta_primal, delta_dual_bar)
-            delta_primal = torch.mul(back, mask.primal, out=primal_place)  # (1)
+            delta_primal = jacobian.primal.times(back, primal_place)  # (1)
             back, previous = minus_tau_k(delta_dual, delta_primal), delta_dual
-            delta_dual = torch.mul(back, mask.dual, out=dual_place)  # (2)
-            delta_dual_bar = self.extrapolate(previous, delta_dual)  # (3)
-            yield delta_primal, delta_dual
+            delta_dual = jacobian.dual.times(back, dual_place)  # (2)
+            self.extrapolate(previous, delta_dual, delta_dual_bar)  # (3)
+            yield Adjoint(delta_primal, delta_dual, delta_dual_bar)
+
+    def adjoint_blocks(self, operator: Tensor, grad: Tensor) -> Callable[[Jacobians, Tensor, Tensor], None]:
+        """Algorithm 2 in blocks: a function that goes on by the s iterations of its Jacobians, the last one first.
+
+        It leaves their delta_P in its second argument, (s, B, n), which may be the memory of the primal Jacobians'
+        arguments, and their delta_D in its third, (s, B, m).
+        """
+        adjoint = Adjoint(*(part.clone() for part in self.adjoint_start(operator, grad)))
+        products = self._backward_products(operator, adjoint)
+        return partial(self._adjoint_block, products, adjoint)
+
+    def _adjoint_block(
+        self,
+        products: tuple[Callable[..., Tensor], ...],
+        adjoint: Adjoint,
+        jacobians: Jacobians,
+        delta_primal: Tensor,
+        delta_dual: Tensor,
+    ) -> None:
+        """Move `adjoint` on by one block, in place."""
+        places = zip(*(reversed(deltas.unbind()) for deltas in (delta_primal, delta_dual)), strict=True)
+        (last,) = deque(self._adjoints(products, jacobians.each(), adjoint, places), maxlen=1)
+        adjoint.primal.copy_(last.primal)
+        adjoint.dual.copy_(last.dual)
+
+    def adjoint_sums(
+        self, operator: Tensor, jacobians: Jacobians, number: int, start: Adjoint, sums: tuple[Tensor, Tensor]
+    ) -> Adjoint:
+        """Go `number` iterations of Algorithm 2 on with the same Jacobians; add delta_P and delta_D up in `sums`.
+
+        Of `start` the last part is written over.
+        """
+        products = self._backward_products(operator, start)
+        for adjoint in self._adjoints(products, repeat(jacobians, number), start):
+            sums[0].add_(adjoint.primal)
+            sums[1].add_(adjoint.dual)
+        return adjoint
 
 
 def chambolle_pock(

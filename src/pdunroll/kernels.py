@@ -16,7 +16,7 @@ import os
 import time
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache, partial
 from math import prod
@@ -29,9 +29,9 @@ from pdunroll.errors import InputError
 
 
 class Product(Protocol):
-    """base + scale x K^T: base (B, m) and x (B, n) -> (B, m), written to `out` if it is given."""
+    """base + scale x K^T: base (B, m) and x (B, n) -> (B, m), in `out` if given; else in `spare` if that helps."""
 
-    def __call__(self, base: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor: ...
+    def __call__(self, base: Tensor, x: Tensor, out: Tensor | None = None, spare: Tensor | None = None) -> Tensor: ...
 
 
 class Library(ABC):
@@ -51,7 +51,11 @@ class Plain(Library):
 
     def product(self, operator, scale, batch):
         transposed = operator.T.contiguous()
-        return lambda base, x, out=None: torch.addmm(base, x, transposed, alpha=scale, out=out)
+
+        def product(base, x, out=None, spare=None):
+            return torch.addmm(base, x, transposed, alpha=scale, out=spare if out is None else out)
+
+        return product
 
     def add_outer(self, total, a, b):
         total.addmm_(a.T, b)
@@ -64,7 +68,7 @@ class OneDNN(Library):
         weight = torch.ops.mkldnn._reorder_linear_weight((scale * operator).contiguous(), batch)
         linear = torch.ops.mkldnn._linear_pointwise.binary
 
-        def product(base, x, out=None):
+        def product(base, x, out=None, spare=None):
             result = linear(x, base, weight, None, "add")
             return result if out is None else out.copy_(result)
 
@@ -137,27 +141,6 @@ def tiny_is_zero() -> Iterator[None]:
         yield
     finally:
         torch.set_flush_denormal(before)
-
-
-def captured(function: Callable[[], None], state: Sequence[Tensor]) -> Callable[[], None]:
-    """`function`, which moves on the tensors of `state` in place, as a CUDA graph where they are on a GPU.
-
-    `state` is as before afterwards; sizes and scalars are those of the capture. Untested on CUDA.
-    """
-    if not state[0].is_cuda:
-        return function
-    before = [tensor.clone() for tensor in state]
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        function()  # libraries set themselves up outside of the capture
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        function()
-    for tensor, value in zip(state, before, strict=True):
-        tensor.copy_(value)
-    return graph.replay
 
 
 _kept: list[Tensor] = []  # memory of dead scratch tensors

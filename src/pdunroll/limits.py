@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from pdunroll.backprop import Full, Truncated
-from pdunroll.chambolle_pock import ChambollePock, Masks
+from pdunroll.chambolle_pock import ChambollePock, Jacobians, Masks
 from pdunroll.implicit import multipliers
-from pdunroll.optimum import Point, Solution, solve
-from pdunroll.problem import PRIMAL_MASKS, dual_mask
+from pdunroll.optimum import Point, Solution, free, solve
+from pdunroll.problem import PRIMAL_JACOBIANS, dual_jacobian
 
 Row = dict[str, Any]
 
@@ -64,7 +64,7 @@ def fidelity(
     reference = -(optimum.multiplier.T @ optimum.solution.primal)
     rows: list[Row] = []
     for depth in depths:
-        for mask in PRIMAL_MASKS:
+        for mask in PRIMAL_JACOBIANS:
             strategy = Full(primal_mask=mask, checkpoint_every=max(1, round(depth**0.5)))
             primal, kept = strategy.forward(algorithm, operator, observation, depth)
             grad = primal - truth
@@ -73,24 +73,14 @@ def fidelity(
             rows.append({**row, **compare("limit", full, reference), "full_error": None, "full_cosine": None})
             if depth not in truncated_at:
                 continue
-            primal, kept = Truncated(primal_mask=mask).forward(algorithm, operator, observation, depth)
-            for b, gradient in truncated_gradients(algorithm, operator, kept, grad, backward):
+            truncated = Truncated(primal_mask=mask)
+            kept = truncated.forward(algorithm, operator, observation, depth)[1]
+            counts = sorted(set(backward))
+            gradients = truncated.gradients(algorithm, operator, kept, counts, grad)
+            for b, gradient in zip(counts, gradients, strict=True):
                 row = {"backprop": "truncated", "primal_mask": mask, "l": depth, "b": b}
                 rows.append({**row, **compare("limit", gradient, reference), **compare("full", gradient, full)})
     return rows
-
-
-def truncated_gradients(algorithm, operator, kept, grad, backward):
-    """Truncated's gradient after each b of `backward` (ascending), from one run of Algorithm 2."""
-    primal, dual, *masks = kept
-    sums = torch.zeros_like(primal), torch.zeros_like(dual)
-    wanted = set(backward)
-    adjoints = algorithm.adjoints(operator, repeat(Masks(*masks), max(backward)), grad)
-    for b, (delta_primal, delta_dual) in enumerate(adjoints, start=1):
-        sums[0].add_(delta_primal)
-        sums[1].add_(delta_dual)
-        if b in wanted:
-            yield b, algorithm.sigma * (sums[1].T @ primal) - algorithm.tau * (dual.T @ sums[0])
 
 
 def settling(algorithm: ChambollePock, operator: Tensor, observation: Tensor, iterations: int) -> tuple[Tensor, Point]:
@@ -98,8 +88,7 @@ def settling(algorithm: ChambollePock, operator: Tensor, observation: Tensor, it
     since = torch.zeros(len(observation), dtype=torch.int64)
     previous = None
     for l, iterate in enumerate(islice(algorithm.iterates(operator, observation), iterations), start=1):
-        primal = PRIMAL_MASKS["active_set"](algorithm.problem, iterate.z_primal, observation)
-        masks = torch.cat([dual_mask(iterate.z_dual), primal], dim=1)
+        masks = torch.cat(free(algorithm.problem, Point(*iterate[:4]), observation), dim=1)
         if previous is not None:
             since[(masks != previous).any(dim=1)] = l
         previous = masks
@@ -120,14 +109,16 @@ def decay(
     """
     norms: list[Row] = []
     fits: list[Row] = []
-    for name, primal_mask in PRIMAL_MASKS.items():
-        masks = Masks(dual_mask(point.z_dual), primal_mask(algorithm.problem, point.z_primal, observation))
+    for name, primal_jacobian in PRIMAL_JACOBIANS.items():
+        primal = primal_jacobian(algorithm.problem, point.z_primal, observation)
+        jacobians = Jacobians(dual_jacobian(point.z_dual), primal)
+        masks = Masks(*(jacobian.mask() for jacobian in jacobians))
         kernels = [kernel(operator, Masks(d, p)) for d, p in zip(*masks, strict=True)]
-        adjoints = algorithm.adjoints(operator, repeat(masks, max(grid)), point.primal - truth)
+        adjoints = algorithm.adjoints(operator, repeat(jacobians, max(grid)), point.primal - truth)
         sum_primal, sum_dual = torch.zeros_like(point.primal), torch.zeros_like(point.dual)
         wanted = set(grid)
         history = []
-        for count, (delta_primal, delta_dual) in enumerate(adjoints, start=1):
+        for count, (delta_primal, delta_dual, _) in enumerate(adjoints, start=1):
             sum_primal += delta_primal
             sum_dual += delta_dual
             if count not in wanted:

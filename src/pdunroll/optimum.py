@@ -21,7 +21,7 @@ from torch import Tensor
 from pdunroll.chambolle_pock import ChambollePock, Masks, State, chambolle_pock, magnitude
 from pdunroll.errors import InputError, require_integer, require_positive
 from pdunroll.kernels import Product
-from pdunroll.problem import Dequantization, active_set_mask, dual_mask
+from pdunroll.problem import Dequantization, active_set, dual_jacobian
 
 
 class Solution(NamedTuple):
@@ -173,8 +173,8 @@ class RestartedHalpern(Algorithm):
 
 
 def free(problem: Dequantization, point: Point, observation: Tensor) -> Masks:
-    """Which entries of psi and y are free, that is not held by a projection: the masks, as boolean tensors."""
-    return Masks(dual_mask(point.z_dual).bool(), active_set_mask(problem, point.z_primal, observation).bool())
+    """Which entries of psi and y are free, that is not held by a projection."""
+    return Masks(dual_jacobian(point.z_dual).mask(), active_set(problem, point.z_primal, observation).mask())
 
 
 def gathered(operator: Tensor, masks: Masks) -> tuple[Tensor, Tensor, Tensor, Tensor]:

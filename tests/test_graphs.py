@@ -1,0 +1,101 @@
+"""Stretches of the loops as graphs, with recorded operations in place of CUDA graphs, against the plain loops."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import pytest
+import torch
+from torch.fx.experimental.proxy_tensor import make_fx
+
+import pdunroll
+from pdunroll import graphs
+from pdunroll.chambolle_pock import chambolle_pock
+from pdunroll.graphs import graphed
+from test_backprop import ETA, MASKS, gradient, problem, relative
+
+
+@pytest.fixture
+def captures(monkeypatch):
+    """The functions captured so far; like a graph, a recording is right only if all that changes is in its inputs."""
+    names = []
+
+    def captured(function, inputs):
+        names.append(function.__qualname__.split(".")[1])
+        recording = make_fx(function)(*(tensor.clone() for tensor in inputs))
+        outputs = tuple(torch.full_like(tensor, torch.nan) for tensor in recording(*inputs))
+
+        def replay():
+            for place, tensor in zip(outputs, recording(*inputs), strict=True):
+                place.copy_(tensor)
+
+        return replay, outputs
+
+    monkeypatch.setattr(graphs, "captured", captured)
+    monkeypatch.setattr(graphs, "_graphs", OrderedDict())
+    monkeypatch.setattr(graphs, "STRETCH", 5)
+    return names
+
+
+@pytest.mark.parametrize("number", [1, 5, 13])
+def test_iterates_are_those_of_the_plain_loop(captures, number):
+    for seed in range(3):  # other operators and frames, by the same graphs
+        operator, _, x = problem(11, 18, seed=seed)
+        algorithm = chambolle_pock(operator.detach(), radius=ETA)
+        expected = algorithm.iterate(operator.detach(), x, number)
+        for ours, theirs in zip(graphed(algorithm).iterate(operator.detach(), x, number), expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+    assert captures == ["iterate"] * (1 if number <= 5 else 2)
+
+
+STRATEGIES = {
+    "full": lambda mask: pdunroll.Full(primal_mask=mask),
+    "checkpoints": lambda mask: pdunroll.Full(primal_mask=mask, checkpoint_every=7),
+    "truncated": lambda mask: pdunroll.Truncated(primal_mask=mask, iterations=12),
+}
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_gradients_are_those_of_the_plain_loop(captures, monkeypatch, strategy, mask):
+    backprop = STRATEGIES[strategy](mask)
+    monkeypatch.setattr("pdunroll.backprop.ROWS", 16)  # of 4 frames, so 4 iterations in a block
+
+    def both(seed, L, radius=ETA):
+        operator, truth, x = problem(11, 18, seed=seed)
+        algorithm, K = chambolle_pock(operator, radius=radius, extrapolation=0.7), operator.detach()
+        results = []
+        for kind in (algorithm, graphed(algorithm)):
+            primal, kept = backprop.forward(kind, K, x, L)
+            results.append((primal, backprop.gradient(kind, K, kept, L, primal - truth)))
+        torch.testing.assert_close(results[1][0], results[0][0], rtol=0, atol=1e-12)
+        assert relative(results[1][1], results[0][1]) < 1e-10
+
+    both(0, 18)
+    once = list(captures)
+    for seed in (1, 2, 3):
+        both(seed, 18)
+    assert captures == once  # a training captures nothing after its first step
+    both(0, 18, radius=0.1)  # what a graph holds is in its key
+    assert len(captures) == 2 * len(once)
+
+
+def test_a_training_on_a_gpu_would_use_them(captures, monkeypatch):
+    operator, truth, x = problem(11, 18)
+    expected = [gradient(operator, truth, x, 18, strategy("active_set")) for strategy in STRATEGIES.values()]
+    assert not captures
+    monkeypatch.setattr("pdunroll.backprop.chambolle_pock", lambda *a, **b: graphed(chambolle_pock(*a, **b)))
+    for strategy, (restored, theirs) in zip(STRATEGIES.values(), expected, strict=True):
+        ours = gradient(operator, truth, x, 18, strategy("active_set"))
+        torch.testing.assert_close(ours[0], restored, rtol=0, atol=1e-12)
+        assert relative(ours[1], theirs) < 1e-10
+    assert set(captures) == {"iterate", "record", "adjoint_blocks", "adjoint_sums"}
+
+
+def test_graphs_that_were_not_used_for_long_are_let_go(captures, monkeypatch):
+    monkeypatch.setattr(graphs, "GRAPHS", 2)
+    for number in (1, 2, 3, 2, 1):
+        operator, _, x = problem(11, 18)
+        graphed(chambolle_pock(operator, radius=ETA)).iterate(operator.detach(), x, number)
+    assert len(captures) == 4
+    assert len(graphs._graphs) == 2
