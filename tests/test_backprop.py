@@ -135,18 +135,17 @@ def test_forward_is_the_same_for_all_modes(dtype):
         assert float((restored - x).abs().max()) <= ETA + 1e-7
 
 
-def test_truncated_keeps_the_last_iterate_only():
-    operator, _, x = problem()
+def test_truncated_keeps_the_last_iterate_only(monkeypatch):
+    operator, _, x = problem(11, 18)
     algorithm = chambolle_pock(operator, radius=ETA)
 
     def size(strategy, L):
+        monkeypatch.setattr("pdunroll.kernels._kept", [])  # memory that is used again may be larger than what is kept
         kept = strategy.forward(algorithm, operator.detach(), x, L)[1]
         return sum(tensor.untyped_storage().nbytes() for tensor in kept)
 
     assert size(pdunroll.Truncated(), 5) == size(pdunroll.Truncated(), 500)
-    assert size(pdunroll.Full(), 500) - size(pdunroll.Full(), 50) == 10 * (
-        size(pdunroll.Full(), 50) - size(pdunroll.Full(), 5)
-    )
+    assert size(pdunroll.Full(), 500) - size(pdunroll.Full(), 50) == 450 * 4 * (11 + 18) * 8
 
 
 def test_frames_do_not_see_each_other():

@@ -44,6 +44,23 @@ def test_it_writes_its_tables(smoke, call, tmp_path, monkeypatch):
     assert (tmp_path / "outputs/smoke/benchmark/steps.png").is_file()
 
 
+def test_a_gpu_is_measured_by_graphs_and_without(captures, monkeypatch):
+    class Settings:
+        class benchmark:  # noqa: N801
+            depths, batches, rounds = [2, 8], [4], 1
+
+    _, truth, x = problem(18, 18)
+    given = Problem(dct_operator(18, 18, torch.float64).requires_grad_(), truth, x, ETA)
+    monkeypatch.setattr(benchmark, "problem", lambda *_: given)
+    rows = {row["what"]: row["value"] for row in benchmark.on_gpu(Settings, device="cpu")}
+    assert set(captures) == {"record", "adjoint_blocks", "iterate", "adjoint_sums"}
+    assert [*rows] == [
+        f"cpu, {mode}, L=8, batch 4{what}"
+        for mode in ("full", "truncated") for what in (": limit", ", by graphs", ", kernel by kernel")
+    ]  # fmt: skip
+    assert min(rows.values()) > 0
+
+
 @pytest.mark.slow
 def test_peak_memory_is_that_of_the_step():
     class Settings:

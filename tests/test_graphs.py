@@ -2,39 +2,14 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
 import pytest
 import torch
-from torch.fx.experimental.proxy_tensor import make_fx
 
 import pdunroll
 from pdunroll import graphs
 from pdunroll.chambolle_pock import chambolle_pock
 from pdunroll.graphs import graphed
 from test_backprop import ETA, MASKS, gradient, problem, relative
-
-
-@pytest.fixture
-def captures(monkeypatch):
-    """The functions captured so far; like a graph, a recording is right only if all that changes is in its inputs."""
-    names = []
-
-    def captured(function, inputs):
-        names.append(function.__qualname__.split(".")[1])
-        recording = make_fx(function)(*(tensor.clone() for tensor in inputs))
-        outputs = tuple(torch.full_like(tensor, torch.nan) for tensor in recording(*inputs))
-
-        def replay():
-            for place, tensor in zip(outputs, recording(*inputs), strict=True):
-                place.copy_(tensor)
-
-        return replay, outputs
-
-    monkeypatch.setattr(graphs, "captured", captured)
-    monkeypatch.setattr(graphs, "_graphs", OrderedDict())
-    monkeypatch.setattr(graphs, "STRETCH", 5)
-    return names
 
 
 @pytest.mark.parametrize("number", [1, 5, 13])

@@ -98,6 +98,16 @@ def test_scratch_memory_is_used_again_once_it_is_dead_and_not_before(monkeypatch
     assert scratch((20, 1000), like).data_ptr() not in (place, second.data_ptr())
 
 
+def test_scratch_takes_the_least_memory_that_is_enough(monkeypatch):
+    monkeypatch.setattr(kernels, "_kept", [])
+    like = torch.zeros(1)
+    large, small = scratch((500,), like), scratch((5,), like)
+    places = large.data_ptr(), small.data_ptr()
+    del large, small
+    small, large = scratch((4,), like), scratch((400,), like)
+    assert (large.data_ptr(), small.data_ptr()) == places
+
+
 def test_gradients_that_wait_do_not_share_memory():
     operator, truth, x = problem(B=3)
     strategy = pdunroll.Full()

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from math import prod
 from typing import NamedTuple
 
 import torch
@@ -78,19 +79,12 @@ class Stretch(NamedTuple):
     z_dual: Tensor  # (s, B, m)
     z_primal: Tensor  # (s, B, n)
 
-    def extrapolated(self, algorithm: ChambollePock, box: Box, block: slice, primal: Tensor, out: Tensor) -> None:
-        """The ybar^{l-1} that the s iterations l of a block started from, into `out` (s, B, n).
-
-        `primal` (s + 1, B, n) is memory for the y^{l-2} and y^{l-1} that they are made of.
-        """
-        first, end = block.start, block.stop
-        given = max(0, 2 - first)  # of these, y^{-1}, which is not there, and y^0
-        algorithm.problem.prox_primal(self.z_primal[max(0, first - 2) : end - 1], box, primal[given:])
-        if given:
-            primal[:given] = self.state.primal
-        algorithm.extrapolate(primal[:-1], primal[1:], out)
-        if first == 0:
-            out[0] = self.state.extrapolated
+    def before(self, algorithm: ChambollePock, box: Box, block: slice, out: Tensor) -> None:
+        """The y^{l-1} of the s iterations l of a block, into `out` (s, B, n)."""
+        first = int(block.start == 0)
+        algorithm.problem.prox_primal(self.z_primal[block.start - 1 + first : block.stop - 1], box, out[first:])
+        if first:
+            out[0] = self.state.primal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +92,9 @@ class Full(Backprop):
     """The exact gradient of the L-th iterate (with "active_set"): Algorithm 2 over all iterations.
 
     grad_K = sum_{l=1}^{L}  sigma delta_D^l (ybar^{l-1})^T - tau psi^l (delta_P^l)^T            (the lemma)
+
+    By parts, its first sum is that of deltabar_D^l (y^{l-1})^T less theta delta_D^1 (y^0)^T, with what Algorithm 2 has
+    anyway: deltabar_D^l = delta_D^l + theta (delta_D^l - delta_D^{l+1}).
 
     Keeps L (m + n) numbers per frame; with `checkpoint_every` = s only every s-th state and one stretch of s
     iterations, which are run a second time for the backward pass: s = sqrt(L) keeps the least.
@@ -151,20 +148,23 @@ class Full(Backprop):
         observation, go_on = kept[0], algorithm.adjoint_blocks(operator, grad)
         (B, n), m, box = observation.shape, len(operator), algorithm.problem.box(observation)
         size = max(1, min(ROWS // B, iterations))  # iterations in a block
-        memory = [operator.new_empty(size, B, length) for length in (m, n, m, n)]  # of all blocks in turn
-        primal = operator.new_empty(size + 1, B, n)
-        first, second = torch.zeros_like(operator), torch.zeros_like(operator)  # the lemma's terms
+        shapes = [(size, B, length) for length in (n, n, m, m)]
+        sizes = [*map(prod, shapes)]
+        memory = scratch((sum(sizes),), operator)  # of all blocks in turn; held by this name while its parts are used
+        parts = [part.view(shape) for part, shape in zip(memory.split(sizes), shapes, strict=True)]
+        first, second = torch.zeros_like(operator), torch.zeros_like(operator)  # the lemma's sums
         for stretch in self._stretches(algorithm, operator, kept, iterations):
             for end in range(len(stretch.z_dual), 0, -size):
                 block = slice(max(0, end - size), end)
                 z_dual, z_primal = stretch.z_dual[block], stretch.z_primal[block]  # (s, B, m), (s, B, n)
-                delta_dual, delta_primal, dual, extrapolated = (tensor[: len(z_dual)] for tensor in memory)
+                delta_primal, primal, delta_dual_bar, dual = (part[: len(z_dual)] for part in parts)
                 jacobians = self.jacobians(algorithm, z_dual, z_primal, observation, out=delta_primal)
-                go_on(jacobians, delta_primal, delta_dual)
-                stretch.extrapolated(algorithm, box, block, primal[: len(z_dual) + 1], extrapolated)
-                algorithm.library.add_outer(first, delta_dual.flatten(0, 1), extrapolated.flatten(0, 1))
+                adjoint = go_on(jacobians, delta_primal, delta_dual_bar)
+                stretch.before(algorithm, box, block, primal)
+                algorithm.library.add_outer(first, delta_dual_bar.flatten(0, 1), primal.flatten(0, 1))
                 algorithm.problem.prox_dual(z_dual, dual)
                 algorithm.library.add_outer(second, dual.flatten(0, 1), delta_primal.flatten(0, 1))
+        algorithm.library.add_outer(first, -algorithm.theta * adjoint.dual, stretch.state.primal)
         return algorithm.sigma * first - algorithm.tau * second
 
 

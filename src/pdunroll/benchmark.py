@@ -3,7 +3,7 @@
 On prepared test frames, all in one process and in turns, medians over rounds. Writes to outputs/<name>/benchmark/:
     steps.csv   ms of a training step (forward and gradient) over L, batch size, threads and mode
     memory.csv  its peak memory, each in a process of its own
-    other.csv   solving to a certificate, checkpoints, Lightning's part of a step, trainings side by side
+    other.csv   solving to a certificate, checkpoints, Lightning's part of a step, trainings side by side, a GPU
 and steps.png, .svg. The limit is the time of the products alone, 6 L of them for the full gradient and 2 L + 2 b for
 the truncated one, at the best float32 rate that any size and any library reached in the same run.
 """
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pdunroll.backprop import Backprop
+    from pdunroll.chambolle_pock import ChambollePock
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,8 @@ def main(cfg: DictConfig) -> None:
 
 def measure(config: Config) -> None:
     """Measure, print and write everything."""
+    import torch
+
     from pdunroll.cell import origin
     from pdunroll.runs import write_table
 
@@ -61,6 +64,8 @@ def measure(config: Config) -> None:
     write_table(folder / "memory.csv", memory)
     report(memory)
     other = [*checkpoints(config), *certificates(config), *lightning(config), *side_by_side(config, options.jobs)]
+    if torch.cuda.is_available():
+        other += on_gpu(config)
     write_table(folder / "other.csv", other)
     report(other)
     draw(steps, folder / "steps", f"{origin(config, 'benchmark')}   {machine()}")
@@ -182,21 +187,21 @@ def step_times(config: Config, batch: int, depths: list[int], threads: int, roun
     return rows
 
 
-def product_rate(m: int, n: int) -> float:
+def product_rate(m: int, n: int, device: str = "cpu") -> float:
     """The best rate of a float32 product of frames with an operator over sizes and libraries, in FLOP/s."""
     import torch
 
     from pdunroll.kernels import OneDNN, Plain
 
     best = 0.0
-    libraries = (Plain(), OneDNN()) if torch.backends.mkldnn.is_available() else (Plain(),)
+    libraries = (Plain(), OneDNN()) if device == "cpu" and torch.backends.mkldnn.is_available() else (Plain(),)
     for rows in (32, 128, 512, 2048):
-        operator, base, x = torch.randn(m, n), torch.randn(rows, m), torch.randn(rows, n)
+        operator, base, x = (torch.randn(*shape, device=device) for shape in ((m, n), (rows, m), (rows, n)))
         for library in libraries:
             product = library.product(operator, 1.0, rows)
             repeats = max(1, 2048 // rows)
             for _ in range(3):
-                seconds = timed(lambda: [product(base, x) for _ in range(repeats)])  # noqa: B023
+                seconds = timed(lambda: [product(base, x) for _ in range(repeats)], device)  # noqa: B023
                 best = max(best, 2 * rows * m * n * repeats / seconds)
     return best
 
@@ -353,6 +358,40 @@ def side_by_side(config: Config, jobs: int) -> list[Row]:
     return [entry(f"throughput of {jobs} trainings side by side against 1", jobs * seconds[1] / seconds[jobs], "times")]
 
 
+def on_gpu(config: Config, device: str = "cuda") -> list[Row]:
+    """Forward pass and gradient at the largest L, by graphs and kernel by kernel, and the limit. Untested on CUDA."""
+    from pdunroll.backprop import Full, Truncated
+    from pdunroll.chambolle_pock import chambolle_pock
+    from pdunroll.graphs import graphed
+
+    depth, rows = max(config.benchmark.depths), []
+    for batch in config.benchmark.batches:
+        given = problem(config, batch)
+        K, y, x = (tensor.detach().to(device) for tensor in given[:3])
+        algorithm = chambolle_pock(K, radius=given.radius)
+        kinds = {"by graphs": graphed(algorithm), "kernel by kernel": algorithm}
+        rate = product_rate(*K.shape, device)
+        for mode, backprop, products in (
+            ("full", Full(), 6 * depth), ("truncated", Truncated(iterations=B_TRUNCATED), 2 * depth + 2 * B_TRUNCATED)
+        ):  # fmt: skip
+
+            def step(
+                kind: ChambollePock, backprop: Backprop = backprop, K: Tensor = K, y: Tensor = y, x: Tensor = x
+            ) -> Tensor:
+                primal, kept = backprop.forward(kind, K, x, depth)
+                return backprop.gradient(kind, K, kept, depth, primal - y)
+
+            times: dict[str, list[float]] = {name: [] for name in kinds}
+            for _ in range(config.benchmark.rounds + 1):  # the first one captures
+                for name, kind in kinds.items():
+                    times[name].append(timed(partial(step, kind), device))
+            what = f"{device}, {mode}, L={depth}, batch {batch}"
+            limit = products * 2 * batch * K.numel() / rate
+            rows.append(entry(f"{what}: limit", 1e3 * limit, "ms"))
+            rows += [entry(f"{what}, {name}", 1e3 * statistics.median(t[1:]), "ms") for name, t in times.items()]
+    return rows
+
+
 def work(config: Config, steps: int) -> None:
     """Some training steps, as a job of a sweep takes them."""
     import torch
@@ -365,9 +404,13 @@ def work(config: Config, steps: int) -> None:
         step()
 
 
-def timed(call: Step) -> float:
+def timed(call: Step, device: str = "cpu") -> float:
+    import torch
+
     start = time.perf_counter()
     call()
+    if device != "cpu":
+        torch.cuda.synchronize()
     return time.perf_counter() - start
 
 

@@ -11,8 +11,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
-from itertools import cycle, repeat
-from typing import NamedTuple
+from itertools import cycle, islice, pairwise, repeat
+from typing import Any, NamedTuple
 
 import torch
 from scipy.linalg import blas, eigh
@@ -124,25 +124,33 @@ class ChambollePock:
 
     def iterate(self, operator: Tensor, observation: Tensor, number: int, state: State | None = None) -> Iterate:
         """The iterate l = `number`, counted from `state`."""
-        z_dual, z_primal = observation.new_empty(len(observation), len(operator)), torch.empty_like(observation)
-        return self._last(operator, observation, state, repeat((z_dual, z_primal), number))
+        duals = observation.new_empty(2, len(observation), len(operator)).unbind()
+        z_primal = torch.empty_like(observation)
+        return self._last(operator, observation, state, islice(cycle(duals), number + 1), repeat(z_primal))
 
     def record(self, operator: Tensor, observation: Tensor, state: State, z_dual: Tensor, z_primal: Tensor) -> State:
         """The state s iterations after `state`; their z_D are left in z_dual (s, B, m), their z_P in z_primal."""
-        return self._last(operator, observation, state, zip(z_dual, z_primal, strict=True)).state
+        duals = *z_dual.unbind(), torch.empty_like(z_dual[0])
+        return self._last(operator, observation, state, duals, z_primal.unbind()).state
 
     def _last(
-        self, operator: Tensor, observation: Tensor, state: State | None, arguments: Iterable[tuple[Tensor, Tensor]]
+        self,
+        operator: Tensor,
+        observation: Tensor,
+        state: State | None,
+        duals: Iterable[Tensor],
+        z_primals: Iterable[Tensor],
     ) -> Iterate:
-        """The last iterate of those with places for z_D and z_P; all else takes turns in little memory: it's faster."""
-        dual, extrapolated = observation.new_empty(len(observation), len(operator)), torch.empty_like(observation)
-        primals = cycle((torch.empty_like(observation), torch.empty_like(observation)))
+        """The last iterate, where all of them use little memory, which is faster.
+
+        z_D^l is left in duals[l - 1], and psi^l where z_D^{l+1} will be, so that the product adds to it in place.
+        """
+        extrapolated, *primals = (torch.empty_like(observation) for _ in range(3))
         places = (
             Place(z_dual, dual, z_primal, primal, extrapolated)
-            for (z_dual, z_primal), primal in zip(arguments, primals, strict=False)
+            for (z_dual, dual), z_primal, primal in zip(pairwise(duals), z_primals, cycle(primals), strict=False)
         )
-        (iterate,) = deque(self.iterates(operator, observation, state, places), maxlen=1)
-        return iterate
+        return last_of(self.iterates(operator, observation, state, places))
 
     def extrapolate(self, previous: Tensor, latest: Tensor, out: Tensor | None = None) -> Tensor:
         """latest + theta (latest - previous), in one pass."""
@@ -156,15 +164,16 @@ class ChambollePock:
     def adjoints(self, operator: Tensor, jacobians: Iterable[Jacobians], grad: Tensor) -> Iterator[Adjoint]:
         """Algorithm 2: yield delta_P^l and delta_D^l for l = L, L - 1, ..., a pair for each of `jacobians`.
 
-        grad is the gradient of the loss with respect to y^L, (B, n). What is yielded beside the pair is overwritten.
+        grad is the gradient of the loss with respect to y^L, (B, n).
         """
         start = self.adjoint_start(operator, grad)
-        return self._adjoints(self._backward_products(operator, start), jacobians, start)
+        return self._adjoints(self._backward_products(operator, start), jacobians, start, repeat((None, None, None)))
 
     @staticmethod
     def adjoint_start(operator: Tensor, grad: Tensor) -> Adjoint:
         """Where Algorithm 2 starts: delta_P = grad, delta_D = 0."""
-        return Adjoint(grad, *grad.new_zeros(2, len(grad), len(operator)))
+        dual = grad.new_zeros(len(grad), len(operator))
+        return Adjoint(grad, dual, dual)
 
     def _backward_products(self, operator: Tensor, start: Adjoint) -> tuple[Callable[..., Tensor], ...]:
         """delta_P + sigma K^T (.) and delta_D - tau K (.), whose results last until the next call only."""
@@ -180,55 +189,61 @@ class ChambollePock:
         products: tuple[Callable[..., Tensor], ...],
         jacobians: Iterable[Jacobians],
         start: Adjoint,
-        places: Iterable[tuple[Tensor | None, Tensor | None]] = repeat((None, None)),
+        places: Iterable[tuple[Tensor | None, Tensor | None, Tensor | None]],
     ) -> Iterator[Adjoint]:
-        """From `start`, whose last part is written over, with places for delta_P and delta_D."""
+        """Those that follow `start`, with places for their parts; delta_D must not be where it was before."""
         plus_sigma_kt, minus_tau_k = products
         delta_primal, delta_dual, delta_dual_bar = start
-        for jacobian, (primal_place, dual_place) in zip(jacobians, places, strict=False):
+        for jacobian, (primal_place, dual_place, bar_place) in zip(jacobians, places, strict=False):
             back = plus_sigma_kt(delta_primal, delta_dual_bar)
             delta_primal = jacobian.primal.times(back, primal_place)  # (1)
             back, previous = minus_tau_k(delta_dual, delta_primal), delta_dual
             delta_dual = jacobian.dual.times(back, dual_place)  # (2)
-            self.extrapolate(previous, delta_dual, delta_dual_bar)  # (3)
+            delta_dual_bar = self.extrapolate(previous, delta_dual, bar_place)  # (3)
             yield Adjoint(delta_primal, delta_dual, delta_dual_bar)
 
-    def adjoint_blocks(self, operator: Tensor, grad: Tensor) -> Callable[[Jacobians, Tensor, Tensor], None]:
+    def adjoint_blocks(self, operator: Tensor, grad: Tensor) -> Callable[[Jacobians, Tensor, Tensor], Adjoint]:
         """Algorithm 2 in blocks: a function that goes on by the s iterations of its Jacobians, the last one first.
 
         It leaves their delta_P in its second argument, (s, B, n), which may be the memory of the primal Jacobians'
-        arguments, and their delta_D in its third, (s, B, m).
+        arguments, and their extrapolated delta_D in its third, (s, B, m). What it returns is as after the block.
         """
         adjoint = Adjoint(*(part.clone() for part in self.adjoint_start(operator, grad)))
         products = self._backward_products(operator, adjoint)
-        return partial(self._adjoint_block, products, adjoint)
+        duals = torch.empty_like(adjoint.dual), torch.empty_like(adjoint.dual)
+        return partial(self._adjoint_block, products, duals, adjoint)
 
     def _adjoint_block(
         self,
         products: tuple[Callable[..., Tensor], ...],
+        duals: tuple[Tensor, Tensor],
         adjoint: Adjoint,
         jacobians: Jacobians,
         delta_primal: Tensor,
-        delta_dual: Tensor,
-    ) -> None:
-        """Move `adjoint` on by one block, in place."""
-        places = zip(*(reversed(deltas.unbind()) for deltas in (delta_primal, delta_dual)), strict=True)
-        (last,) = deque(self._adjoints(products, jacobians.each(), adjoint, places), maxlen=1)
-        adjoint.primal.copy_(last.primal)
-        adjoint.dual.copy_(last.dual)
+        delta_dual_bar: Tensor,
+    ) -> Adjoint:
+        """Move `adjoint` on by one block, in place; `duals` is memory for delta_D."""
+        places = zip(reversed(delta_primal.unbind()), cycle(duals), reversed(delta_dual_bar.unbind()), strict=False)
+        last = last_of(self._adjoints(products, jacobians.each(), adjoint, places))
+        for part, value in zip(adjoint, last, strict=True):
+            part.copy_(value)
+        return adjoint
 
     def adjoint_sums(
         self, operator: Tensor, jacobians: Jacobians, number: int, start: Adjoint, sums: tuple[Tensor, Tensor]
     ) -> Adjoint:
-        """Go `number` iterations of Algorithm 2 on with the same Jacobians; add delta_P and delta_D up in `sums`.
-
-        Of `start` the last part is written over.
-        """
+        """Go `number` iterations of Algorithm 2 on with the same Jacobians; add delta_P and delta_D up in `sums`."""
         products = self._backward_products(operator, start)
-        for adjoint in self._adjoints(products, repeat(jacobians, number), start):
+        for adjoint in self._adjoints(products, repeat(jacobians, number), start, repeat((None, None, None))):
             sums[0].add_(adjoint.primal)
             sums[1].add_(adjoint.dual)
         return adjoint
+
+
+def last_of(iterator: Iterator[Any]) -> Any:
+    """Run an iterator to its end, keeping no more than an item."""
+    (last,) = deque(iterator, maxlen=1)
+    return last
 
 
 def chambolle_pock(

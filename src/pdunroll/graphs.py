@@ -104,17 +104,19 @@ class GraphedChambollePock(ChambollePock):
         unit, scaled = self._unit(operator)
         adjoint = Adjoint(*(part.clone() for part in self.adjoint_start(operator, grad)))
 
-        def block(jacobians: Jacobians, delta_primal: Tensor, delta_dual: Tensor) -> None:
+        def block(jacobians: Jacobians, delta_primal: Tensor, delta_dual_bar: Tensor) -> Adjoint:
             arguments, bounds = zip(*jacobians, strict=True)
 
             def stretch(operator: Tensor, *inputs: Tensor) -> Tensors:
                 jacobians, adjoint = Jacobians(*map(Jacobian, inputs[:2], bounds)), Adjoint(*inputs[2:])
-                dual, primal = map(torch.empty_like, inputs[:2])
-                unit._adjoint_block(unit._backward_products(operator, adjoint), adjoint, jacobians, primal, dual)
-                return primal, dual, *adjoint
+                dual_bar, primal = map(torch.empty_like, inputs[:2])
+                duals = torch.empty_like(adjoint.dual), torch.empty_like(adjoint.dual)
+                products = unit._backward_products(operator, adjoint)
+                return primal, dual_bar, *unit._adjoint_block(products, duals, adjoint, jacobians, primal, dual_bar)
 
             found = replayed(("block", unit, *bounds), stretch, (scaled, *arguments, *adjoint))
-            _copy(found, (delta_primal, delta_dual, *adjoint))
+            _copy(found, (delta_primal, delta_dual_bar, *adjoint))
+            return adjoint
 
         return block
 

@@ -144,7 +144,7 @@ def tiny_is_zero() -> Iterator[None]:
 
 
 _kept: list[Tensor] = []  # memory of dead scratch tensors
-KEPT = 2  # at most so many
+KEPT = 3  # at most so many: z_D, z_P and what a block of the backward pass works in
 
 
 def scratch(shape: tuple[int, ...], like: Tensor) -> Tensor:
@@ -157,7 +157,7 @@ def scratch(shape: tuple[int, ...], like: Tensor) -> Tensor:
         return like.new_empty(shape)
     size = prod(shape)
     fits = [number for number, memory in enumerate(_kept) if memory.dtype == like.dtype and len(memory) >= size]
-    memory = _kept.pop(fits[0]) if fits else like.new_empty(size)
+    memory = _kept.pop(min(fits, key=lambda number: len(_kept[number]))) if fits else like.new_empty(size)
     tensor = memory[:size].view(shape)
     weakref.finalize(tensor, _keep, memory).atexit = False
     return tensor
