@@ -8,7 +8,7 @@ import torch
 import pdunroll
 from pdunroll import graphs
 from pdunroll.chambolle_pock import chambolle_pock
-from pdunroll.graphs import graphed
+from pdunroll.graphs import GraphedChambollePock, graphed, suited
 from test_backprop import ETA, MASKS, gradient, problem, relative
 
 
@@ -59,7 +59,7 @@ def test_a_training_on_a_gpu_would_use_them(captures, monkeypatch):
     operator, truth, x = problem(11, 18)
     expected = [gradient(operator, truth, x, 18, strategy("active_set")) for strategy in STRATEGIES.values()]
     assert not captures
-    monkeypatch.setattr("pdunroll.backprop.chambolle_pock", lambda *a, **b: graphed(chambolle_pock(*a, **b)))
+    monkeypatch.setattr("pdunroll.backprop.suited", lambda algorithm, device: suited(algorithm, torch.device("cuda")))
     for strategy, (restored, theirs) in zip(STRATEGIES.values(), expected, strict=True):
         ours = gradient(operator, truth, x, 18, strategy("active_set"))
         torch.testing.assert_close(ours[0], restored, rtol=0, atol=1e-12)
@@ -74,3 +74,14 @@ def test_graphs_that_were_not_used_for_long_are_let_go(captures, monkeypatch):
         graphed(chambolle_pock(operator, radius=ETA)).iterate(operator.detach(), x, number)
     assert len(captures) == 4
     assert len(graphs._graphs) == 2
+
+
+def test_the_environment_can_take_graphs_away(monkeypatch):
+    algorithm = chambolle_pock(problem()[0], radius=ETA)
+    assert suited(algorithm, torch.device("cpu")) is algorithm
+    assert isinstance(suited(algorithm, torch.device("cuda")), GraphedChambollePock)
+    monkeypatch.setenv("PDUNROLL_GRAPHS", "off")
+    assert suited(algorithm, torch.device("cuda")) is algorithm
+    monkeypatch.setenv("PDUNROLL_GRAPHS", "none")
+    with pytest.raises(pdunroll.InputError, match="PDUNROLL_GRAPHS must be on or off, got 'none'"):
+        suited(algorithm, torch.device("cuda"))

@@ -12,7 +12,8 @@ from conftest import command
 from test_chain import CELLS, table
 
 HERE = Path(__file__).parent
-OTHER_MACHINE = 1e-3  # of the MSE: other processors round otherwise, and a mask's border carries that on
+SMOKE_ELSEWHERE = 1e-3  # of the MSE, on other processors, which round otherwise
+DEMO_ELSEWHERE = {"released": 1e-4, "active_set": 1e-2}  # flips of the paper's mask at its border carry rounding on
 OTHER_THREADS = 1e-4  # of the MSE
 
 
@@ -50,11 +51,13 @@ def test_the_smoke_table_is_the_published_one(smoke):
     published = table(HERE / "smoke_evaluation.csv")
     assert len(published) == 24
     for row in published:
-        assert ours[tuple(row[name] for name in key)] == pytest.approx(float(row["mse"]), rel=OTHER_MACHINE)
+        assert ours[tuple(row[name] for name in key)] == pytest.approx(float(row["mse"]), rel=SMOKE_ELSEWHERE)
 
 
 @pytest.mark.slow
-def test_the_demo_table_is_the_published_one(tmp_path):
+@pytest.mark.parametrize("library", ["plain", "onednn"])
+def test_the_demo_table_is_the_published_one(tmp_path, monkeypatch, library):
+    monkeypatch.setenv("PDUNROLL_LIBRARY", library)  # that rounding differs, as between machines
     for name, arguments in (("prepare", ()), ("train", ("-m",)), ("evaluate", ())):
         done = command(name, *arguments, "experiment=demo", "tracking=off", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
@@ -62,7 +65,8 @@ def test_the_demo_table_is_the_published_one(tmp_path):
     published = json.loads((HERE / "demo_metrics.json").read_text())
     assert set(ours) == set(published)
     for name, value in published.items():
-        assert ours[name] == pytest.approx(value, rel=OTHER_MACHINE)
+        tolerance = next((tolerance for mask, tolerance in DEMO_ELSEWHERE.items() if mask in name), 1e-6)
+        assert ours[name] == pytest.approx(value, rel=tolerance), name
 
 
 def test_every_artefact_names_its_seed(smoke):

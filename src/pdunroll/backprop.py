@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pdunroll.chambolle_pock import ChambollePock, Jacobians, State, chambolle_pock
 from pdunroll.errors import InputError, require_choice, require_integer
-from pdunroll.graphs import graphed
+from pdunroll.graphs import suited
 from pdunroll.kernels import scratch, tiny_is_zero
 from pdunroll.problem import PRIMAL_JACOBIANS, Box, dual_jacobian
 
@@ -264,8 +264,7 @@ def unroll(
         raise InputError("observation requires a gradient, which is not defined here; detach it")
     require_integer("iterations (L)", iterations, 1)
     algorithm = chambolle_pock(operator, radius=radius, step_ratio=step_ratio, extrapolation=extrapolation)
-    if operator.is_cuda:
-        algorithm = graphed(algorithm)
+    algorithm = suited(algorithm, operator.device)
     strategy = Full() if backprop is None else backprop
     with tiny_is_zero():
         if not (operator.requires_grad and torch.is_grad_enabled()):

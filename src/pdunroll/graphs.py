@@ -6,6 +6,7 @@ Untested on CUDA; on CPUs the tests replay recorded operations instead.
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from itertools import repeat
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pdunroll.chambolle_pock import Adjoint, ChambollePock, Iterate, Jacobians, State
+from pdunroll.errors import InputError
 from pdunroll.problem import Jacobian
 
 STRETCH = 50  # iterations in one graph
@@ -142,6 +144,14 @@ class GraphedChambollePock(ChambollePock):
 def graphed(algorithm: ChambollePock) -> GraphedChambollePock:
     """The same algorithm by graphs."""
     return GraphedChambollePock(algorithm.problem, algorithm.sigma, algorithm.tau, algorithm.theta, algorithm.library)
+
+
+def suited(algorithm: ChambollePock, device: torch.device) -> ChambollePock:
+    """By graphs on a GPU, unless the environment variable PDUNROLL_GRAPHS is off."""
+    wanted = os.environ.get("PDUNROLL_GRAPHS", "on")
+    if wanted not in ("on", "off"):
+        raise InputError(f"the environment variable PDUNROLL_GRAPHS must be on or off, got {wanted!r}")
+    return graphed(algorithm) if device.type == "cuda" and wanted == "on" else algorithm
 
 
 def _copy(tensors: Sequence[Tensor], places: Sequence[Tensor]) -> None:
