@@ -87,6 +87,7 @@ def test_an_interrupt_ends_at_once_and_the_same_command_goes_on(prepared, mode):
     process = subprocess.Popen(
         [sys.executable, "-u", "-m", "pdunroll.train", *arguments, "experiment=smoke", "tracking=off"],
         cwd=prepared, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # what runs in the background ignores it
     )  # fmt: skip
     lines = []
     for line in process.stdout:
