@@ -11,7 +11,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from math import prod
 from typing import NamedTuple
 
 import torch
@@ -148,16 +147,13 @@ class Full(Backprop):
         observation, go_on = kept[0], algorithm.adjoint_blocks(operator, grad)
         (B, n), m, box = observation.shape, len(operator), algorithm.problem.box(observation)
         size = max(1, min(ROWS // B, iterations))  # iterations in a block
-        shapes = [(size, B, length) for length in (n, n, m, m)]
-        sizes = [*map(prod, shapes)]
-        memory = scratch((sum(sizes),), operator)  # of all blocks in turn; held by this name while its parts are used
-        parts = [part.view(shape) for part, shape in zip(memory.split(sizes), shapes, strict=True)]
+        memory = [scratch((size, B, length), operator) for length in (n, n, m, m)]  # of all blocks in turn
         first, second = torch.zeros_like(operator), torch.zeros_like(operator)  # the lemma's sums
         for stretch in self._stretches(algorithm, operator, kept, iterations):
             for end in range(len(stretch.z_dual), 0, -size):
                 block = slice(max(0, end - size), end)
                 z_dual, z_primal = stretch.z_dual[block], stretch.z_primal[block]  # (s, B, m), (s, B, n)
-                delta_primal, primal, delta_dual_bar, dual = (part[: len(z_dual)] for part in parts)
+                delta_primal, primal, delta_dual_bar, dual = (part[: len(z_dual)] for part in memory)
                 jacobians = self.jacobians(algorithm, z_dual, z_primal, observation, out=delta_primal)
                 adjoint = go_on(jacobians, delta_primal, delta_dual_bar)
                 stretch.before(algorithm, box, block, primal)

@@ -175,16 +175,18 @@ def step_times(config: Config, batch: int, depths: list[int], threads: int, roun
             times[key].append(timed(step))
     rows = []
     for (mode, depth), values in times.items():
-        products = (
-            2 * depth + 2 * B_TRUNCATED if mode == "truncated" else 2 * depth if mode == "implicit" else 6 * depth
-        )
-        limit = products * 2 * batch * m * n / rate
+        limit = products(mode, depth) * 2 * batch * m * n / rate
         median = statistics.median(values)
         rows.append({
             "threads": threads, "batch": batch, "l": depth, "mode": mode, "ms": 1e3 * median, "limit_ms": 1e3 * limit,
             "ratio": median / limit, "gflops": rate / 1e9,
         })  # fmt: skip
     return rows
+
+
+def products(mode: str, depth: int) -> int:
+    """How many products of a batch with an operator a training step needs."""
+    return {"truncated": 2 * depth + 2 * B_TRUNCATED, "implicit": 2 * depth}.get(mode, 6 * depth)
 
 
 def product_rate(m: int, n: int, device: str = "cpu") -> float:
@@ -371,9 +373,7 @@ def on_gpu(config: Config, device: str = "cuda") -> list[Row]:
         algorithm = chambolle_pock(K, radius=given.radius)
         kinds = {"by graphs": graphed(algorithm), "kernel by kernel": algorithm}
         rate = product_rate(*K.shape, device)
-        for mode, backprop, products in (
-            ("full", Full(), 6 * depth), ("truncated", Truncated(iterations=B_TRUNCATED), 2 * depth + 2 * B_TRUNCATED)
-        ):  # fmt: skip
+        for mode, backprop in {"full": Full(), "truncated": Truncated(iterations=B_TRUNCATED)}.items():
 
             def step(
                 kind: ChambollePock, backprop: Backprop = backprop, K: Tensor = K, y: Tensor = y, x: Tensor = x
@@ -386,7 +386,7 @@ def on_gpu(config: Config, device: str = "cuda") -> list[Row]:
                 for name, kind in kinds.items():
                     times[name].append(timed(partial(step, kind), device))
             what = f"{device}, {mode}, L={depth}, batch {batch}"
-            limit = products * 2 * batch * K.numel() / rate
+            limit = products(mode, depth) * 2 * batch * K.numel() / rate
             rows.append(entry(f"{what}: limit", 1e3 * limit, "ms"))
             rows += [entry(f"{what}, {name}", 1e3 * statistics.median(t[1:]), "ms") for name, t in times.items()]
     return rows
@@ -405,11 +405,11 @@ def work(config: Config, steps: int) -> None:
 
 
 def timed(call: Step, device: str = "cpu") -> float:
-    import torch
-
     start = time.perf_counter()
     call()
     if device != "cpu":
+        import torch
+
         torch.cuda.synchronize()
     return time.perf_counter() - start
 

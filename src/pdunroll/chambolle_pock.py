@@ -68,6 +68,13 @@ class Adjoint(NamedTuple):
     dual_extrapolated: Tensor  # (B, m)
 
 
+class Masks(NamedTuple):
+    """Which entries of psi and y are free, as booleans."""
+
+    dual: Tensor  # (B, m)
+    primal: Tensor  # (B, n)
+
+
 class Jacobians(NamedTuple):
     """Of both proximal operators, in one iteration or in s of them at once."""
 
@@ -80,12 +87,9 @@ class Jacobians(NamedTuple):
         for d, p in zip(dual, primal, strict=True):
             yield Jacobians(Jacobian(d, self.dual.bound), Jacobian(p, self.primal.bound))
 
-
-class Masks(NamedTuple):
-    """The Jacobians of one iteration written out: which entries of psi and y are free, as booleans."""
-
-    dual: Tensor  # (B, m)
-    primal: Tensor  # (B, n)
+    def masks(self) -> Masks:
+        """Those of one iteration written out."""
+        return Masks(self.dual.mask(), self.primal.mask())
 
 
 @dataclass(frozen=True)

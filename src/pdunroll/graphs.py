@@ -95,11 +95,9 @@ class GraphedChambollePock(ChambollePock):
                 recorded = tuple(map(torch.empty_like, z))
                 return *recorded, *unit.record(operator, observation, State(*state), *recorded)
 
-            *recorded, dual, primal, extrapolated = replayed(
-                ("record", unit, len(z[0])), stretch, (scaled, observation, *state)
-            )
-            _copy(recorded, z)
-            state = State(dual, primal, extrapolated)
+            found = replayed(("record", unit, len(z[0])), stretch, (scaled, observation, *state))
+            _copy(found[:2], z)
+            state = State(*found[2:])
         return state
 
     def adjoint_blocks(self, operator, grad):
@@ -128,12 +126,8 @@ class GraphedChambollePock(ChambollePock):
         for count in _stretches(number):
 
             def stretch(operator: Tensor, *inputs: Tensor, count: int = count) -> Tensors:
-                jacobians, adjoint, sums = (
-                    Jacobians(*map(Jacobian, inputs[:2], bounds)),
-                    Adjoint(*inputs[2:5]),
-                    inputs[5:],
-                )
-                return *unit.adjoint_sums(operator, jacobians, count, adjoint, sums), *sums
+                jacobians, adjoint = Jacobians(*map(Jacobian, inputs[:2], bounds)), Adjoint(*inputs[2:5])
+                return *unit.adjoint_sums(operator, jacobians, count, adjoint, inputs[5:]), *inputs[5:]
 
             found = replayed(("sums", unit, count, *bounds), stretch, (scaled, *arguments, *start, *sums))
             start = Adjoint(*found[:3])

@@ -144,7 +144,7 @@ def tiny_is_zero() -> Iterator[None]:
 
 
 _kept: list[Tensor] = []  # memory of dead scratch tensors
-KEPT = 3  # at most so many: z_D, z_P and what a block of the backward pass works in
+KEPT = 6  # at most so many: z_D, z_P and the four that a block of the backward pass works in
 
 
 def scratch(shape: tuple[int, ...], like: Tensor) -> Tensor:

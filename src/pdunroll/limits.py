@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from pdunroll.backprop import Full, Truncated
-from pdunroll.chambolle_pock import ChambollePock, Jacobians, Masks
+from pdunroll.chambolle_pock import ChambollePock, Masks
 from pdunroll.implicit import multipliers
 from pdunroll.optimum import Point, Solution, free, solve
-from pdunroll.problem import PRIMAL_JACOBIANS, dual_jacobian
+from pdunroll.problem import PRIMAL_JACOBIANS
 
 Row = dict[str, Any]
 
@@ -109,10 +109,9 @@ def decay(
     """
     norms: list[Row] = []
     fits: list[Row] = []
-    for name, primal_jacobian in PRIMAL_JACOBIANS.items():
-        primal = primal_jacobian(algorithm.problem, point.z_primal, observation)
-        jacobians = Jacobians(dual_jacobian(point.z_dual), primal)
-        masks = Masks(*(jacobian.mask() for jacobian in jacobians))
+    for name in PRIMAL_JACOBIANS:
+        jacobians = Full(primal_mask=name).jacobians(algorithm, point.z_dual, point.z_primal, observation)
+        masks = jacobians.masks()
         kernels = [kernel(operator, Masks(d, p)) for d, p in zip(*masks, strict=True)]
         adjoints = algorithm.adjoints(operator, repeat(jacobians, max(grid)), point.primal - truth)
         sum_primal, sum_dual = torch.zeros_like(point.primal), torch.zeros_like(point.dual)

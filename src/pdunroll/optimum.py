@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pdunroll.chambolle_pock import ChambollePock, Masks, State, chambolle_pock, magnitude
+from pdunroll.chambolle_pock import ChambollePock, Jacobians, Masks, State, chambolle_pock, magnitude
 from pdunroll.errors import InputError, require_integer, require_positive
 from pdunroll.kernels import Product
 from pdunroll.problem import Dequantization, active_set, dual_jacobian
@@ -174,7 +174,7 @@ class RestartedHalpern(Algorithm):
 
 def free(problem: Dequantization, point: Point, observation: Tensor) -> Masks:
     """Which entries of psi and y are free, that is not held by a projection."""
-    return Masks(dual_jacobian(point.z_dual).mask(), active_set(problem, point.z_primal, observation).mask())
+    return Jacobians(dual_jacobian(point.z_dual), active_set(problem, point.z_primal, observation)).masks()
 
 
 def gathered(operator: Tensor, masks: Masks) -> tuple[Tensor, Tensor, Tensor, Tensor]:
