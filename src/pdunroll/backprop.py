@@ -230,6 +230,7 @@ def unroll(
     backprop: Backprop | None = None,
     step_ratio: float = 10.0,
     extrapolation: float = 1.0,
+    step_norm: str = "frobenius",
 ) -> Tensor:
     """A^L(K, x): the L-th Chambolle-Pock iterate, differentiable with respect to the operator.
 
@@ -239,9 +240,11 @@ def unroll(
         radius: half a quantization step, > 0.
         iterations: L >= 1.
         backprop: the backward pass, a `Full` (default) or `Truncated` (or your own `Backprop`).
-        step_ratio: sigma = step_ratio * 0.99 / ||K||_2 and tau = 0.99 / (step_ratio * ||K||_2). Both are
+        step_ratio: sigma = step_ratio * 0.99 / ||K|| and tau = 0.99 / (step_ratio * ||K||). Both are
             constants in the gradient.
         extrapolation: theta in [0, 1].
+        step_norm: which norm ||K|| is: "frobenius", as in the published experiments, or "spectral", which gives the
+            largest steps that the theory allows.
 
     Returns:
         y^L, (B, n).
@@ -259,7 +262,9 @@ def unroll(
     if observation.requires_grad:
         raise InputError("observation requires a gradient, which is not defined here; detach it")
     require_integer("iterations (L)", iterations, 1)
-    algorithm = chambolle_pock(operator, radius=radius, step_ratio=step_ratio, extrapolation=extrapolation)
+    algorithm = chambolle_pock(
+        operator, radius=radius, step_ratio=step_ratio, extrapolation=extrapolation, step_norm=step_norm
+    )
     algorithm = suited(algorithm, operator.device)
     strategy = Full() if backprop is None else backprop
     with tiny_is_zero():

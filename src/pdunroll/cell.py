@@ -144,11 +144,12 @@ def environment() -> dict[str, str]:
 def finished_cells(runs: Path, wanted: dict[str, Any], name: str) -> list[tuple[Path, dict[str, Any]]]:
     """Folder and record of each finished training in `runs`, in the order of the tables.
 
-    `wanted` is the identity of a training with the present settings; the cells may differ in backprop, L and seed
-    only, so that one table never mixes protocols. Raises `InputError` naming the cell that does.
+    `wanted` is the identity of a training with the present settings; the cells may differ in backprop, step_norm, L and
+    seed only, so that one table never mixes protocols. Raises `InputError` naming the cell and the setting that does.
+    Trainings by other code are taken, with a warning: their records say by which commit.
     """
     command = f"python -m pdunroll.train -m experiment={name}"
-    cells = []
+    cells, older = [], []
     for path in sorted(runs.glob(f"*/{RECORD}")):
         record = read_json(path, ("status", "settings", "data", "code"))
         if record["status"] != "finished":
@@ -157,31 +158,47 @@ def finished_cells(runs: Path, wanted: dict[str, Any], name: str) -> list[tuple[
             continue
         try:
             other = _differing(record, wanted)
+            if record["code"] != training_code(record["settings"]["backprop"]):
+                older.append(path.parent.name)
         except (KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{path} is damaged ({error}); remove {path.parent} and run `{command}` again") from None
         if other:
-            raise InputError(f"{path.parent} was trained with other {other}; run `{command}` again, or remove it")
+            raise InputError(f"{path.parent} was trained with {other}; run `{command}` again, or remove it")
         cells.append((path.parent, record))
     if not cells:
         raise InputError(f"{runs} holds no finished training; run `{command}` first")
+    if older:
+        log.warning(
+            "%d of %d trainings in %s were made by other training code, %s the first; `%s` trains them again",
+            len(older), len(cells), runs, older[0], command,
+        )  # fmt: skip
     return sorted(cells, key=lambda cell: table_order(cell_key(cell[1])))
 
 
 def _differing(record: dict[str, Any], wanted: dict[str, Any]) -> str | None:
-    """What of a finished training differs from `wanted` in more than backprop, L and seed."""
+    """Name the first difference of a finished training to `wanted` beyond backprop, step_norm, L and seed."""
     own, common = record["settings"], wanted["settings"]
+    free = {key: own["network"][key] for key in ("iterations", "step_norm")}
     expected = {
         **common,
         "seed": own["seed"],
         "backprop": own["backprop"],
-        "network": {**common["network"], "iterations": own["network"]["iterations"]},
+        "network": {**common["network"], **free},
     }
     cell_key(record), record["results"]["validation_mse"], record["results"]["seconds"]  # what the tables need
     if own != expected:
-        return "settings"
-    if record["data"] != wanted["data"]:
-        return "data"
-    return "training code" if record["code"] != training_code(own["backprop"]) else None
+        then, now = flat(own), flat(expected)
+        name = next(name for name in (*now, *then) if then.get(name) != now.get(name))
+        return f"{name}={then.get(name, 'unset')}, not {now.get(name, 'unset')}"
+    return "other data" if record["data"] != wanted["data"] else None
+
+
+def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings by their dotted names."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        found.update(flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return found
 
 
 def cell_key(record: dict[str, Any]) -> dict[str, Any]:
@@ -190,6 +207,7 @@ def cell_key(record: dict[str, Any]) -> dict[str, Any]:
     return {
         "backprop": own["backprop"]["name"],
         "primal_mask": own["backprop"]["primal_mask"],
+        "step_norm": own["network"]["step_norm"],
         "l_training": own["network"]["iterations"],
         "seed": own["seed"],
         "b": own["backprop"].get("iterations"),
@@ -197,8 +215,8 @@ def cell_key(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def table_order(key: dict[str, Any]) -> tuple:
-    """Rows by mask, mode, b, L and seed."""
-    return key["primal_mask"], key["backprop"], key["b"] or 0, key["l_training"], key["seed"]
+    """Rows by norm, mask, mode, b, L and seed."""
+    return key["step_norm"], key["primal_mask"], key["backprop"], key["b"] or 0, key["l_training"], key["seed"]
 
 
 def origin(config: Config, command: str) -> str:

@@ -63,6 +63,7 @@ class Network:
     rows: int | None = None  # m; n if null
     step_ratio: float = 10.0
     extrapolation: float = 1.0  # theta
+    step_norm: str = "frobenius"  # ||K|| in the step sizes: as published, or "spectral" for the largest steps
 
     def __post_init__(self) -> None:
         require_integer("network.iterations (L)", self.iterations, 1)
@@ -71,17 +72,21 @@ class Network:
         require_positive("network.step_ratio", self.step_ratio)
         if not 0 <= self.extrapolation <= 1:
             raise InputError(f"network.extrapolation must be in [0, 1], got {self.extrapolation}")
+        require_choice("network.step_norm", self.step_norm, ("frobenius", "spectral"))
 
 
 @dataclass
 class Optimization:
-    """Adam with a linearly decaying rate."""
+    """Adam with a linearly decaying rate. The released code has adam_epsilon=1e-7 (Keras' default),
+    decay_counts=frames and shuffle_buffer=1000."""
 
     learning_rate: float = 1e-5
     final_learning_rate: float = 1e-8
-    decay_counts: str = "steps"  # or "frames", as the authors' code: the rate then hardly falls
+    adam_epsilon: float = 1e-8
+    decay_counts: str = "steps"  # or "frames": the rate then hardly falls
     epochs: int = 20
     batch_size: int = 32  # frames
+    shuffle_buffer: int | None = None  # frames among which the next one is drawn; all if null
     train_frames: int | None = None  # frames drawn for each epoch; all if null
     validation_frames: int | None = 1024  # drawn once; all if null
     validations_per_epoch: int = 1
@@ -89,8 +94,11 @@ class Optimization:
     def __post_init__(self) -> None:
         require_positive("optimization.learning_rate", self.learning_rate)
         require_positive("optimization.final_learning_rate", self.final_learning_rate)
+        require_positive("optimization.adam_epsilon", self.adam_epsilon)
         require_choice("optimization.decay_counts", self.decay_counts, ("steps", "frames"))
-        for name in ("epochs", "batch_size", "validations_per_epoch", "train_frames", "validation_frames"):
+        for name in (
+            "epochs", "batch_size", "validations_per_epoch", "train_frames", "validation_frames", "shuffle_buffer"
+        ):  # fmt: skip
             if getattr(self, name) is not None:
                 require_integer(f"optimization.{name}", getattr(self, name), 1)
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+Row = dict[str, Any]
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="config")
 def main(cfg: DictConfig) -> None:
@@ -43,7 +44,7 @@ def evaluate(config: Config) -> None:
     from pdunroll.frames import load, read_manifest
     from pdunroll.inference import log_grid
     from pdunroll.problem import dct_operator
-    from pdunroll.runs import write_json, write_table
+    from pdunroll.runs import KEY, run_name, write_json, write_table
 
     options = config.evaluation
     cells = finished_cells(Path(options.runs), identify(config), config.name)
@@ -53,7 +54,7 @@ def evaluate(config: Config) -> None:
             f"evaluation.iterations must be at least the largest L in training, {max(depths)}, got {options.iterations}"
         )
     shape = (config.network.rows or config.data.frame_length, config.data.frame_length)
-    operators = [(folder.name, read_operator(folder, shape)) for folder, _ in cells]
+    operators = [read_operator(folder, shape) for folder, _ in cells]
     grid = log_grid(options.iterations, options.points, depths)
 
     test = load(config.prepared, "test")
@@ -61,35 +62,38 @@ def evaluate(config: Config) -> None:
     truth, observation = test.truth[chosen], test.observation[chosen]
     quantized = ((observation - truth) ** 2).mean(axis=1)
 
-    rows: list[dict[str, Any]] = []
-    optima: list[dict[str, Any]] = []
+    rows: list[Row] = []
+    optima: list[Row] = []
 
     def add(key: dict[str, Any], errors: NDArray) -> None:
         mse = errors.astype(np.float64).mean(axis=1)
         rows.extend({**key, "l_inference": int(l), "mse": value} for l, value in zip(grid, mse.tolist(), strict=True))
 
-    blank = dict.fromkeys(("primal_mask", "l_training", "seed", "b"))
-    add({"backprop": "none", **blank}, np.broadcast_to(quantized, (len(grid), len(quantized))))
-    keys = [{"backprop": "dct", **blank}, *(cell_key(record) for _, record in cells)]
-    candidates = [("dct", dct_operator(*shape).numpy()), *operators]
+    trained = [cell_key(record) for _, record in cells]
+    blank = dict.fromkeys(KEY)
+    add({**blank, "backprop": "none"}, np.broadcast_to(quantized, (len(grid), len(quantized))))
+    norms = dict.fromkeys(key["step_norm"] for key in trained)
+    untrained = [{**blank, "backprop": "dct", "step_norm": norm} for norm in norms]
+    keys = [*untrained, *trained]
+    candidates = [*((key, dct_operator(*shape).numpy()) for key in untrained), *zip(trained, operators, strict=True)]
     # one thread an operator: side by side they are faster than one after the other on all cores
     work = Parallel(n_jobs=options.jobs or -1, return_as="generator", max_nbytes=None)(
-        delayed(frame_errors)(config, name, operator, truth, observation, grid, chosen) for name, operator in candidates
+        delayed(frame_errors)(config, key, operator, truth, observation, grid, chosen) for key, operator in candidates
     )
     start = time.perf_counter()
-    for number, (key, (name, _), found) in enumerate(zip(keys, candidates, work, strict=True), start=1):
+    for number, (key, found) in enumerate(zip(keys, work, strict=True), start=1):
         add(key, found["errors"])
         optima.append({**key, **certificate(found, options.tolerance)})
         log.info(
             "%d of %d  %s  test MSE %.4e after %d iterations, %.4e at the optimum  %.1f s",
-            number, len(candidates), name, rows[-1]["mse"], grid[-1], optima[-1]["optimum_mse"],
+            number, len(candidates), run_name(key), rows[-1]["mse"], grid[-1], optima[-1]["optimum_mse"],
             time.perf_counter() - start,
         )  # fmt: skip
 
     write_table(config.outputs / "evaluation.csv", rows)
     write_table(config.outputs / "optima.csv", optima)
     write_table(config.outputs / "training.csv", [{**cell_key(record), **record["results"]} for _, record in cells])
-    write_json(config.outputs / "metrics.json", metrics(rows, grid[-1]))
+    write_json(config.outputs / "metrics.json", metrics(rows, optima))
     write_json(
         config.outputs / "provenance.json",
         {
@@ -120,10 +124,11 @@ def certificate(found: dict[str, NDArray], tolerance: float) -> dict[str, Any]:
 
 
 def frame_errors(
-    config: Config, name: str, operator: NDArray, truth: NDArray, observation: NDArray, grid: NDArray, chosen: NDArray
+    config: Config, key: Row, operator: NDArray, truth: NDArray, observation: NDArray, grid: NDArray, chosen: NDArray
 ) -> dict[str, NDArray]:
     """What is known of each frame for one operator; from outputs/<name>/errors/ if it is there already.
 
+    `key` names the operator, and with its step_norm the step sizes that the operator is iterated with.
     errors (len(grid), frames) and gaps (frames,) of the last iterate; optimum_errors, optimum_gaps and iterations
     (frames,) of the certified optimum.
     """
@@ -139,7 +144,7 @@ def frame_errors(
     from pdunroll.inference import error_curve
     from pdunroll.optimum import solve
     from pdunroll.quantizer import radius
-    from pdunroll.runs import atomic, digest, source_digest
+    from pdunroll.runs import atomic, digest, run_name, source_digest
 
     options = config.evaluation
     parts = {"operator": operator, "truth": truth, "observation": observation, "grid": grid}
@@ -148,13 +153,14 @@ def frame_errors(
             **{part: hashlib.sha256(np.ascontiguousarray(array)).hexdigest() for part, array in parts.items()},
             "step_ratio": config.network.step_ratio,
             "extrapolation": config.network.extrapolation,
+            "step_norm": key["step_norm"],
             "solve": [config.algorithm, options.tolerance, options.max_iterations],
             "code": source_digest(
                 "inference", "frames", config.algorithm["_target_"].rpartition(".")[0], without=STORAGE
             ),
         }
     )
-    path = config.outputs / "errors" / f"{name}.npz"
+    path = config.outputs / "errors" / f"{run_name(key)}.npz"
     if path.is_file():
         try:
             with path.open("rb") as file, np.load(file) as stored:
@@ -171,6 +177,7 @@ def frame_errors(
         radius=radius(config.data.bits),
         step_ratio=config.network.step_ratio,
         extrapolation=config.network.extrapolation,
+        step_norm=key["step_norm"],
     )
     errors, gaps = error_curve(steps, K, y, x, grid.tolist(), options.batch_size)
     optimum = solve(
@@ -193,18 +200,15 @@ def frame_errors(
     return found
 
 
-def metrics(rows: list[dict[str, Any]], last: int) -> dict[str, Any]:
-    """Test MSE of each operator: classical (after L_training iterations) and optimality (after the last)."""
-    result: dict[str, Any] = {}
-    for row in rows:
-        if row["backprop"] in ("none", "dct"):
-            if row["l_inference"] == last:
-                result[{"none": "quantized", "dct": "dct"}[row["backprop"]]] = row["mse"]
-            continue
-        kinds = {row["l_training"]: "classical", last: "optimality"}
-        if (kind := kinds.get(row["l_inference"])) is not None:
-            cell = f"{row['backprop']}{row['b'] or ''}-{row['primal_mask']}-L{row['l_training']}-seed{row['seed']}"
-            result.setdefault(cell, {})[kind] = row["mse"]
+def metrics(rows: list[Row], optima: list[Row]) -> dict[str, Any]:
+    """Test MSE of each operator: classical (after L_training iterations) and optimality (at the certified optimum)."""
+    from pdunroll.runs import run_name
+
+    result: dict[str, Any] = {"quantized": rows[0]["mse"]}
+    optimum = {run_name(row): row["optimum_mse"] for row in optima}
+    classical = {run_name(row): row["mse"] for row in rows if row["l_inference"] == row["l_training"]}
+    for name, mse in optimum.items():
+        result[name] = {"classical": classical[name], "optimality": mse} if name in classical else mse
     return result
 
 

@@ -21,6 +21,7 @@ class UnrolledNetwork(nn.Module):
         backprop: Backprop,
         step_ratio: float = 10.0,
         extrapolation: float = 1.0,
+        step_norm: str = "frobenius",
     ) -> None:
         super().__init__()
         self.operator = nn.Parameter(dct_operator(rows, frame_length))  # K (m, n)
@@ -29,6 +30,7 @@ class UnrolledNetwork(nn.Module):
         self.backprop = backprop
         self.step_ratio = step_ratio
         self.extrapolation = extrapolation
+        self.step_norm = step_norm
 
     def forward(self, observation: Tensor) -> Tensor:
         """x (B, n) -> y^L (B, n)."""
@@ -40,4 +42,5 @@ class UnrolledNetwork(nn.Module):
             backprop=self.backprop,
             step_ratio=self.step_ratio,
             extrapolation=self.extrapolation,
+            step_norm=self.step_norm,
         )

@@ -19,7 +19,8 @@ from typing import Any
 from pdunroll.errors import InputError
 
 # The tables of results: the columns that name an operator, and the numbers that others read in each table.
-KEY = ("backprop", "primal_mask", "l_training", "seed", "b")
+KEY = ("backprop", "primal_mask", "step_norm", "l_training", "seed", "b")
+SETTING = ("primal_mask", "step_norm")  # what decides the results: trainings that differ in it share no figure panel
 RESULTS = {
     "evaluation": ("l_inference", "mse"),
     "optima": ("optimum_mse", "certified"),
@@ -114,6 +115,16 @@ def read_results(folder: Path, name: str) -> list[dict[str, Any]]:
     """One of the tables that `evaluate` writes to outputs/<name>/, see `RESULTS`."""
     command = f"python -m pdunroll.evaluate experiment={folder.name}"
     return read_table(folder / f"{name}.csv", command, columns=KEY, numbers=RESULTS[name])
+
+
+def run_name(row: Mapping[str, Any]) -> str:
+    """Return the name of an operator's files: a training's folder, "dct-" and the norm of the step sizes, or "none"."""
+    if row["l_training"] is None:
+        return "-".join(filter(None, (row["backprop"], row["step_norm"])))
+    return (
+        f"{row['backprop']}{row['b'] or ''}-{row['primal_mask']}-{row['step_norm']}"
+        f"-L{row['l_training']}-seed{row['seed']}"
+    )
 
 
 def _value(text: str | None) -> Any:

@@ -83,12 +83,14 @@ def _train(config: Config, strategy: Backprop, cell: Cell) -> float:
         backprop=strategy,
         step_ratio=config.network.step_ratio,
         extrapolation=config.network.extrapolation,
+        step_norm=config.network.step_norm,
     )
     data = FrameData(
         load(config.prepared, "train"), load(config.prepared, "validation"), config.optimization, config.seed
     )
     cell.begin()
-    tags = [config.name, config.backprop["name"], config.backprop["primal_mask"], f"L={config.network.iterations}"]
+    names = config.backprop["name"], config.backprop["primal_mask"], config.network.step_norm
+    tags = [config.name, *names, f"L={config.network.iterations}"]
     with tracked(
         config.tracking, cell.folder, job_type="train", group=config.name, name=config.cell, tags=tags,
         config={**cell.identity["settings"], "data_digest": cell.identity["data"], "environment": environment()},

@@ -56,9 +56,21 @@ class Batches:
         return ((self.truth[chunk], self.observation[chunk]) for chunk in self.chunks)
 
 
-def draw(population: int, wanted: int | None, seed: int) -> Tensor:
-    """The numbers of `wanted` of `population` frames (all if None), in random order."""
-    return torch.randperm(population, generator=torch.Generator().manual_seed(seed))[:wanted]
+def shuffled(population: int, buffer: int | None, seed: int) -> Tensor:
+    """The numbers 0 .. population - 1 in random order (all if `buffer` is None).
+
+    With a buffer, in the manner of a stream: `buffer` items are held, one of them is drawn, the next of the stream
+    takes its place. An item then appears at most about `buffer` places early, and neighbours stay near each other.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    if buffer is None or buffer >= population:
+        return torch.randperm(population, generator=generator)
+    held, order = list(range(buffer)), []
+    for item, place in enumerate(torch.randint(buffer, (population - buffer,), generator=generator).tolist(), buffer):
+        order.append(held[place])
+        held[place] = item
+    rest = torch.tensor(held)[torch.randperm(buffer, generator=generator)]
+    return torch.cat([torch.tensor(order), rest])
 
 
 class FrameData(pl.LightningDataModule):
@@ -72,7 +84,7 @@ class FrameData(pl.LightningDataModule):
         self.frames_per_pass = frames
         self.steps_per_pass = math.ceil(frames / optimization.batch_size)
         self.validations_per_pass = min(optimization.validations_per_epoch, self.steps_per_pass)
-        chosen = draw(len(validation.truth), optimization.validation_frames, seed=0)
+        chosen = shuffled(len(validation.truth), None, seed=0)[: optimization.validation_frames]
         self.validation = Batches(
             torch.from_numpy(validation.truth), torch.from_numpy(validation.observation), chosen, batch_size=1024
         )
@@ -80,7 +92,8 @@ class FrameData(pl.LightningDataModule):
     def train_dataloader(self) -> Batches:
         """The stretch of steps up to the next validation; Lightning asks anew for each (see `fit`)."""
         number, part = divmod(self.trainer.current_epoch, self.validations_per_pass)
-        order = draw(len(self.truth), self.frames_per_pass, seed=(self.seed << 20) + number)
+        order = shuffled(len(self.truth), self.optimization.shuffle_buffer, seed=(self.seed << 20) + number)
+        order = order[: self.frames_per_pass]
         first, last = (p * self.steps_per_pass // self.validations_per_pass for p in (part, part + 1))
         size = self.optimization.batch_size
         return Batches(self.truth, self.observation, order[first * size : last * size], size)
@@ -117,7 +130,7 @@ class UnrolledTraining(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         first, last = self.optimization.learning_rate, self.optimization.final_learning_rate
-        optimizer = torch.optim.Adam(self.network.parameters(), lr=first)
+        optimizer = torch.optim.Adam(self.network.parameters(), lr=first, eps=self.optimization.adam_epsilon)
 
         def factor(step: int) -> float:
             return 1 + (last / first - 1) * min(step / self.decay, 1)
