@@ -21,21 +21,28 @@ MODES = ("full", "truncated")
 ERROR = "% of the error"
 
 
+class Setting(NamedTuple):
+    """What decides the results, and each claim is judged for by itself."""
+
+    primal_mask: str
+    step_norm: str
+
+
 def verdict(
-    claim: str, mask: str, statement: str, answer: Answer, interval: Interval | None, unit: str, evidence: str
+    claim: str, setting: Setting, statement: str, answer: Answer, interval: Interval | None, unit: str, evidence: str
 ) -> Row:
     """A row of verdicts.csv; estimate, low and high are empty where nothing could be computed."""
     low, high = (interval.low, interval.high) if interval else (None, None)
     return {
-        "claim": claim, "primal_mask": mask, "verdict": WORDS[answer],
+        "claim": claim, **setting._asdict(), "verdict": WORDS[answer],
         "estimate": interval.estimate if interval else None, "low": low, "high": high, "unit": unit,
         "statement": statement, "evidence": evidence,
     }  # fmt: skip
 
 
-def undecided(claim: str, mask: str, statement: str, unit: str, reason: str) -> Row:
+def undecided(claim: str, setting: Setting, statement: str, unit: str, reason: str) -> Row:
     """A claim that what has been run says nothing about."""
-    return verdict(claim, mask, statement, None, None, unit, reason)
+    return verdict(claim, setting, statement, None, None, unit, reason)
 
 
 def listed(numbers: list[int]) -> str:
@@ -43,21 +50,22 @@ def listed(numbers: list[int]) -> str:
 
 
 class Curves(NamedTuple):
-    """Test MSE of all trainings with one mask, in the sample and in each resample (see `statistics`)."""
+    """Test MSE of all trainings with one setting, in the sample and in each resample (see `statistics`)."""
 
-    mask: str
+    setting: Setting
     grid: list[int]  # numbers of iterations in inference
     mse: dict[Key, Values]  # (len(grid), 1 + resamples)
     dct: Values  # the untrained DCT's, as one of `mse`
     optimum: dict[Key, Values]  # (1 + resamples,), at certified optima
+    dct_optimum: Values
     certified: float  # the smallest share of frames with a certified optimum
-    validation: dict[Key, float]
+    validation: dict[str, dict[Key, float]]  # kind of inference -> mean validation MSE
     untrained: list[Key]  # that kept the operator they started from
     basis: str  # seeds and frames, in words
 
     def at(self, mode: str, depth: int, kind: str) -> Values:
-        """MSE (1 + resamples,) after L_training iterations (classical) or the last (optimality)."""
-        return self.mse[mode, depth][self.grid.index(depth) if kind == "classical" else -1]
+        """MSE (1 + resamples,) after L_training iterations (classical) or at the certified optimum (optimality)."""
+        return self.mse[mode, depth][self.grid.index(depth)] if kind == "classical" else self.optimum[mode, depth]
 
     def depths(self, *modes: str) -> list[int]:
         """The L_training that all these modes have."""

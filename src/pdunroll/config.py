@@ -211,6 +211,7 @@ class Figures:
     """What the figures show."""
 
     l_training: list[int] | None = None  # curves of the interpretability figure; all if null
+    step_norms: list[str] | None = None  # panels of the two figures of the paper; all that were trained if null
     regime_borders: list[float] = field(default_factory=lambda: [35.0, 150.0])  # in L, between the paper's regimes
 
 

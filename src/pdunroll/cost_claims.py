@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from statistics import median
 
-from pdunroll.claims import Row, undecided, verdict
+from pdunroll.claims import Row, Setting, undecided, verdict
 from pdunroll.statistics import Interval, every
 
 
 def cost_claims(
-    mask: str, training: list[Row], b: int | None, memory: list[Row], margins: tuple[float, float]
+    setting: Setting, training: list[Row], b: int | None, memory: list[Row], margins: tuple[float, float]
 ) -> list[Row]:
     """Time and memory of truncated backpropagation; `training` and `memory` are tables, `margins` those of both."""
-    return [time_claim(mask, training, b, margins[0]), memory_claim(mask, memory, margins[1])]
+    return [time_claim(setting, training, b, margins[0]), memory_claim(setting, memory, margins[1])]
 
 
-def time_claim(mask: str, training: list[Row], b: int | None, margin: float) -> Row:
+def time_claim(setting: Setting, training: list[Row], b: int | None, margin: float) -> Row:
     """The time ratio of truncated to full against (L + b)/(2L), for each L and seed that both have."""
     name, unit = "truncated-costs-less-time", "measured / (L + b)/(2L)"
     statement = (
@@ -24,7 +24,8 @@ def time_claim(mask: str, training: list[Row], b: int | None, margin: float) -> 
     seconds = {
         (row["backprop"], row["l_training"], row["seed"]): row["seconds"]
         for row in training
-        if row["primal_mask"] == mask and (row["backprop"] == "full" or (row["backprop"], row["b"]) == ("truncated", b))
+        if (row["primal_mask"], row["step_norm"]) == setting
+        and (row["backprop"] == "full" or (row["backprop"], row["b"]) == ("truncated", b))
     }
     ratios: dict[int, list[float]] = {}
     for mode, depth, seed in sorted(seconds):
@@ -32,7 +33,7 @@ def time_claim(mask: str, training: list[Row], b: int | None, margin: float) -> 
             ratios.setdefault(depth, []).append(seconds[mode, depth, seed] / seconds["full", depth, seed])
     if b is None or not (deep := [depth for depth in ratios if depth > b]):
         return undecided(
-            name, mask, statement, unit, "No L > b was trained with both full and truncated backpropagation."
+            name, setting, statement, unit, "No L > b was trained with both full and truncated backpropagation."
         )
     relative = {depth: [ratio * 2 * depth / (depth + b) for ratio in ratios[depth]] for depth in deep}
     values = [value for depth in deep for value in relative[depth]]
@@ -44,12 +45,12 @@ def time_claim(mask: str, training: list[Row], b: int | None, margin: float) -> 
         for depth, found in ratios.items()
     )
     return verdict(
-        name, mask, statement, answer, Interval(median(values), min(values), max(values)), unit,
+        name, setting, statement, answer, Interval(median(values), min(values), max(values)), unit,
         f"{evidence}; b = {b}; the interval is the range over L > b and seeds.",
     )  # fmt: skip
 
 
-def memory_claim(mask: str, memory: list[Row], margin: float) -> Row:
+def memory_claim(setting: Setting, memory: list[Row], margin: float) -> Row:
     """How truncated's peak memory grows with L, as a share of full's growth."""
     name, unit = "truncated-keeps-memory-constant", "growth / full's growth"
     statement = (
@@ -62,7 +63,7 @@ def memory_claim(mask: str, memory: list[Row], margin: float) -> Row:
     common = sorted(set(full) & set(truncated))
     if len(common) < 2:
         reason = "No memory was measured: `python -m pdunroll.benchmark` does."
-        return undecided(name, mask, statement, unit, reason)
+        return undecided(name, setting, statement, unit, reason)
     first, last = common[0], common[-1]
     growth, reference = truncated[last] - truncated[first], full[last] - full[first]
     seen = (
@@ -70,9 +71,9 @@ def memory_claim(mask: str, memory: list[Row], margin: float) -> Row:
         f"{truncated[last]:.1f} MB (truncated) and from {full[first]:.1f} to {full[last]:.1f} MB (full)"
     )
     if reference <= 0:
-        return undecided(name, mask, statement, unit, f"Full's memory did not grow: {seen}.")
+        return undecided(name, setting, statement, unit, f"Full's memory did not grow: {seen}.")
     share = growth / reference
     return verdict(
-        name, mask, statement, share < margin, Interval(share, share, share), unit,
+        name, setting, statement, share < margin, Interval(share, share, share), unit,
         f"One measurement, with the active_set mask: {seen}.",
     )  # fmt: skip

@@ -98,10 +98,11 @@ def collect(folder: Path, name: str) -> Contents:
 
 
 def model(row: Row) -> str:
-    """Such as "truncated30 released L=100 seed 0"; "dct" and "none" stand for themselves."""
+    """Such as "truncated30 released frobenius L=100 seed 0", or "dct frobenius"."""
     if row["l_training"] is None:
-        return str(row["backprop"])
-    return f"{row['backprop']}{row['b'] or ''} {row['primal_mask']} L={row['l_training']} seed {row['seed']}"
+        return " ".join(filter(None, (row["backprop"], row["step_norm"])))
+    settings = f"{row['primal_mask']} {row['step_norm']}"
+    return f"{row['backprop']}{row['b'] or ''} {settings} L={row['l_training']} seed {row['seed']}"
 
 
 def record(config: Config, contents: Contents) -> None:
@@ -184,7 +185,12 @@ def panels(contents: Contents) -> dict[str, list[Any]]:
     return found
 
 
-GROUPS = ("backprop.name", "backprop.primal_mask", "network.iterations")  # curves of one line are the seeds
+GROUPS = (
+    "backprop.name",
+    "backprop.primal_mask",
+    "network.step_norm",
+    "network.iterations",
+)  # curves of one line are the seeds
 
 
 def workspace_of(config: Config, contents: Contents, entity: str) -> Any:
@@ -227,10 +233,12 @@ def verdicts(contents: Contents, name: str) -> str:
     """The verdicts as a table in Markdown, or the command that makes them."""
     if "verdicts" not in contents.tables:
         return f"None yet: `python -m pdunroll.verdicts experiment={name}`"
-    lines = ["| claim | mask | verdict | estimate | interval |", "| --- | --- | --- | --- | --- |"]
+    lines = ["| claim | mask | step norm | verdict | estimate | interval |", "| --- | --- | --- | --- | --- | --- |"]
     for row in contents.tables["verdicts"]:
         numbers = " | " if row["estimate"] is None else "{estimate:.3g} {unit} | {low:.3g} to {high:.3g}".format(**row)
-        lines.append(f"| {row['statement']} | {row['primal_mask']} | **{row['verdict']}** | {numbers} |")
+        lines.append(
+            f"| {row['statement']} | {row['primal_mask']} | {row['step_norm']} | **{row['verdict']}** | {numbers} |"
+        )
     return "\n".join(lines)
 
 

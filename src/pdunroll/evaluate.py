@@ -2,7 +2,8 @@
 
 Writes to outputs/<name>/:
     evaluation.csv  one row per operator and number of iterations (DCT and no restoration too)
-    optima.csv      one row per operator: the certified optimum's error, and the duality gap after the last iteration
+    optima.csv      one row per operator: the certified optimum's error on test and on validation frames, and the
+                    duality gap after the last iteration
     training.csv    one row per operator: times, steps, validation errors
     metrics.json    the end points, for `dvc metrics`
     provenance.json command, seeds, commit and data behind them, for the figures
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
+
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="config")
 def main(cfg: DictConfig) -> None:
@@ -57,9 +60,14 @@ def evaluate(config: Config) -> None:
     operators = [read_operator(folder, shape) for folder, _ in cells]
     grid = log_grid(options.iterations, options.points, depths)
 
-    test = load(config.prepared, "test")
-    chosen = np.sort(np.random.default_rng(options.seed).permutation(len(test.truth))[: options.frames])
-    truth, observation = test.truth[chosen], test.observation[chosen]
+    def drawn(split: str) -> tuple[NDArray, NDArray, NDArray]:
+        """Some frames of a split: their numbers, y and x."""
+        frames = load(config.prepared, split)
+        numbers = np.sort(np.random.default_rng(options.seed).permutation(len(frames.truth))[: options.frames])
+        return numbers, frames.truth[numbers], frames.observation[numbers]
+
+    chosen, truth, observation = drawn("test")
+    _, *validation = drawn("validation")
     quantized = ((observation - truth) ** 2).mean(axis=1)
 
     rows: list[Row] = []
@@ -78,7 +86,8 @@ def evaluate(config: Config) -> None:
     candidates = [*((key, dct_operator(*shape).numpy()) for key in untrained), *zip(trained, operators, strict=True)]
     # one thread an operator: side by side they are faster than one after the other on all cores
     work = Parallel(n_jobs=options.jobs or -1, return_as="generator", max_nbytes=None)(
-        delayed(frame_errors)(config, key, operator, truth, observation, grid, chosen) for key, operator in candidates
+        delayed(frame_errors)(config, key, operator, truth, observation, validation, grid, chosen)
+        for key, operator in candidates
     )
     start = time.perf_counter()
     for number, (key, found) in enumerate(zip(keys, work, strict=True), start=1):
@@ -114,6 +123,7 @@ def certificate(found: dict[str, NDArray], tolerance: float) -> dict[str, Any]:
     hard = found["iterations"] > 0
     return {
         "optimum_mse": float(found["optimum_errors"].mean()),
+        "validation_optimum_mse": float(found["validation_optimum_errors"].mean()),
         "certified": float((found["optimum_gaps"] <= tolerance).mean()),
         "largest_optimum_gap": float(found["optimum_gaps"].max()),
         "median_iterations": float(np.median(found["iterations"][hard])) if hard.any() else 0.0,
@@ -124,13 +134,14 @@ def certificate(found: dict[str, NDArray], tolerance: float) -> dict[str, Any]:
 
 
 def frame_errors(
-    config: Config, key: Row, operator: NDArray, truth: NDArray, observation: NDArray, grid: NDArray, chosen: NDArray
-) -> dict[str, NDArray]:
+    config: Config, key: Row, operator: NDArray, truth: NDArray, observation: NDArray, validation: list[NDArray],
+    grid: NDArray, chosen: NDArray,
+) -> dict[str, NDArray]:  # fmt: skip
     """What is known of each frame for one operator; from outputs/<name>/errors/ if it is there already.
 
     `key` names the operator, and with its step_norm the step sizes that the operator is iterated with.
     errors (len(grid), frames) and gaps (frames,) of the last iterate; optimum_errors, optimum_gaps and iterations
-    (frames,) of the certified optimum.
+    (frames,) of the certified optimum; validation_optimum_errors (frames,) of that of the validation frames y, x.
     """
     import hashlib
     import zipfile
@@ -148,6 +159,7 @@ def frame_errors(
 
     options = config.evaluation
     parts = {"operator": operator, "truth": truth, "observation": observation, "grid": grid}
+    parts |= dict(zip(("validation_truth", "validation_observation"), validation, strict=True))
     identity = digest(
         {
             **{part: hashlib.sha256(np.ascontiguousarray(array)).hexdigest() for part, array in parts.items()},
@@ -180,18 +192,21 @@ def frame_errors(
         step_norm=key["step_norm"],
     )
     errors, gaps = error_curve(steps, K, y, x, grid.tolist(), options.batch_size)
-    optimum = solve(
+    solved = partial(
+        solve,
         K,
-        x,
         radius=radius(config.data.bits),
         tolerance=options.tolerance,
         max_iterations=options.max_iterations,
         algorithm=build(config.algorithm),
     )
+    optimum = solved(x)
+    validated, observed = (torch.from_numpy(array).to(device) for array in validation)
     found = {
         "errors": errors,
         "gaps": gaps,
         "optimum_errors": (optimum.primal - y).double().square().mean(dim=1).cpu().numpy(),
+        "validation_optimum_errors": (solved(observed).primal - validated).double().square().mean(dim=1).cpu().numpy(),
         "optimum_gaps": optimum.gap.cpu().numpy(),
         "iterations": optimum.iterations.cpu().numpy(),
     }

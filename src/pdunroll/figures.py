@@ -1,13 +1,16 @@
 """The paper's Figures 3 and 4 and a short table of results.  python -m pdunroll.figures [experiment=...]
 
-Reads evaluation.csv, optima.csv, training.csv and provenance.json in outputs/<name>/, nothing else; writes
-regimes.{png,svg} and interpretability.{png,svg} to outputs/<name>/figures/ and the table to results.txt.
+Reads evaluation.csv, optima.csv, training.csv and provenance.json in outputs/<name>/, nothing else; writes to
+outputs/<name>/figures/, each as png and svg:
+    regimes           Figure 3
+    interpretability  Figure 4
+    bump              the curves of Figure 4 for one L of regime 1, for each norm of the step sizes
+and the table to results.txt.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +19,8 @@ from omegaconf import DictConfig
 
 from pdunroll.config import CONF, one_line_errors, run, settings
 from pdunroll.errors import InputError
-from pdunroll.plotting import MASK_TITLES, save, set_style
-from pdunroll.runs import PROVENANCE, RESULTS, atomic, read_json, read_results
+from pdunroll.plotting import MASK_TITLES, NORM_TITLES, save, set_style
+from pdunroll.runs import PROVENANCE, RESULTS, atomic, read_json, read_results, run_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,7 +28,8 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
-NAMES = ("regimes", "interpretability")
+NAMES = ("regimes", "interpretability", "bump")
+Setting = tuple[str, str]  # primal mask, norm of the step sizes
 # dark and light, so that they differ in greyscale, too
 COLOURS = {"full": "#1f3a68", "truncated": "#e8871e"}
 MARKERS = {"full": "o", "truncated": "s"}
@@ -41,13 +45,20 @@ def main(cfg: DictConfig) -> None:
 
         set_style()
         folder = config.outputs / "figures"
+        shown = [row for row in evaluation if (config.figures.step_norms or [row["step_norm"]]).count(row["step_norm"])]
+        if not trained(shown):
+            raise InputError(
+                f"figures.step_norms={config.figures.step_norms} has none of the trained ones; set it to some of "
+                f"{sorted({row['step_norm'] for row in trained(evaluation)})}"
+            )
         drawn = (
-            regimes(evaluation, training, config.figures.regime_borders),
-            interpretability(evaluation, config.figures.l_training, optima),
+            regimes(shown, optima, training, config.figures.regime_borders),
+            interpretability([*shown, *untreated(evaluation)], config.figures.l_training, optima),
+            bump(evaluation, optima, config.figures.regime_borders),
         )
         for figure, name in zip(drawn, NAMES, strict=True):
             save(figure, folder / name, origin)
-        lines = [summary(evaluation, training), origin, *(f"{folder}/{name}.png, .svg" for name in NAMES)]
+        lines = [summary(evaluation, optima, training), origin, *(f"{folder}/{name}.png, .svg" for name in NAMES)]
         with atomic(config.outputs / "results.txt") as temporary:
             temporary.write_text("\n".join(lines) + "\n")
         print(*lines, sep="\n")
@@ -67,9 +78,40 @@ def trained(rows: list[Row]) -> list[Row]:
     return [row for row in rows if row["backprop"] not in ("none", "dct")]
 
 
-def masks(rows: list[Row]) -> list[str]:
-    """The primal masks in a table, the paper's formula first."""
-    return sorted({row["primal_mask"] for row in trained(rows)})
+def untreated(rows: list[Row]) -> list[Row]:
+    """The rows of the quantized frames."""
+    return [row for row in rows if row["backprop"] == "none"]
+
+
+def setting(row: Row) -> Setting:
+    """What decides a training's results: its primal mask and the norm of its step sizes."""
+    return row["primal_mask"], row["step_norm"]
+
+
+def settings_of(rows: list[Row]) -> list[Setting]:
+    """The settings in a table: the published norm and the paper's formula first."""
+    return sorted({setting(row) for row in trained(rows)}, key=lambda pair: (pair[1], pair[0]))
+
+
+def title_of(pair: Setting) -> str:
+    """A panel's title."""
+    return f"{MASK_TITLES.get(pair[0], pair[0])}\n{NORM_TITLES.get(pair[1], pair[1])}"
+
+
+def panels(names: list[Setting], height: float, least: float) -> tuple[Figure, list[Axes]]:
+    """A figure with one panel for each setting, two in a row, that share the error axis."""
+    import matplotlib.pyplot as plt
+
+    columns = min(2, len(names))
+    rows = -(-len(names) // columns)
+    size = (max(7.5, least + 4.6 * columns), height * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, sharey=True, squeeze=False, layout="constrained")
+    flat = list(axes.ravel())
+    for ax in flat[len(names) :]:
+        ax.remove()
+    for row in axes:
+        row[0].set_ylabel(r"test MSE, $10^{-3}$")
+    return figure, flat[: len(names)]
 
 
 def modes(rows: list[Row]) -> list[tuple[str, int | None]]:
@@ -95,39 +137,40 @@ def by_depth(rows: list[Row], value: str) -> dict[int, list[float]]:
     return dict(sorted(found.items()))
 
 
+def pick(rows: list[Row], name: Setting, mode: tuple[str, int | None], depth: int | None = None) -> list[Row]:
+    """The rows of one setting and mode, of one L_training or of all."""
+    mine = [row for row in rows if setting(row) == name and (row["backprop"], row["b"]) == mode]
+    return mine if depth is None else [row for row in mine if row["l_training"] == depth]
+
+
 def mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
-def regimes(evaluation: list[Row], training: list[Row], borders: list[float]) -> Figure:
-    """Figure 3: test MSE of classical (dashed) and optimality inference (solid), and runtime, against L in training."""
-    import matplotlib.pyplot as plt
-
+def regimes(evaluation: list[Row], optima: list[Row], training: list[Row], borders: list[float]) -> Figure:
+    """Figure 3: test MSE of classical inference (dashed) and at the certified optimum (solid), and runtime, against L
+    in training."""
     rows = trained(evaluation)
-    last = max(row["l_inference"] for row in rows)
     depths = sorted({row["l_training"] for row in rows})
     position = {depth: number for number, depth in enumerate(depths)}
-    names = masks(evaluation)
-    figure, axes = plt.subplots(
-        1, len(names), figsize=(max(7.5, 1.5 + 4.6 * len(names)), 4.4), sharey=True, squeeze=False, layout="constrained"
-    )
+    names = settings_of(evaluation)
+    figure, axes = panels(names, 4.4, 1.5)
     runtime_axes: list[Axes] = []
-    for ax, name in zip(axes[0], names, strict=True):
+    for ax, name in zip(axes, names, strict=True):
         runtime = ax.twinx()
         runtime_axes.append(runtime)
         ax.set_zorder(runtime.get_zorder() + 1)  # curves above the bars
         ax.patch.set_visible(False)
         runtime.grid(False)
-        own = modes([row for row in rows if row["primal_mask"] == name])
+        own = modes([row for row in rows if setting(row) == name])
         for number, mode in enumerate(own):
             look = style(mode, number)
-            mine = [row for row in rows if row["primal_mask"] == name and (row["backprop"], row["b"]) == mode]
+            after_l = [row for row in pick(rows, name, mode) if row["l_inference"] == row["l_training"]]
             kinds = (
-                ("classical", "--", "none", [row for row in mine if row["l_inference"] == row["l_training"]]),
-                ("optimality", "-", look["color"], [row for row in mine if row["l_inference"] == last]),
+                ("classical", "--", "none", by_depth(after_l, "mse")),
+                ("optimality", "-", look["color"], by_depth(pick(optima, name, mode), "optimum_mse")),
             )
-            for kind, line, face, chosen in kinds:
-                values = by_depth(chosen, "mse")
+            for kind, line, face, values in kinds:
                 centre = [mean(v) for v in values.values()]
                 spread = [
                     [c - min(v) for c, v in zip(centre, values.values(), strict=True)],
@@ -137,18 +180,16 @@ def regimes(evaluation: list[Row], training: list[Row], borders: list[float]) ->
                     [position[depth] for depth in values], centre, yerr=spread, linestyle=line, markersize=5,
                     markerfacecolor=face, capsize=2, label=f"{mode_label(mode)}, {kind}", **look,
                 )  # fmt: skip
-            times = by_depth(
-                [r for r in training if r["primal_mask"] == name and (r["backprop"], r["b"]) == mode], "seconds"
-            )
+            times = by_depth(pick(training, name, mode), "seconds")
             width = 0.7 / len(own)
             runtime.bar(
                 [position[depth] + (number - (len(own) - 1) / 2) * width for depth in times],
                 [mean(v) for v in times.values()], width, color=look["color"], alpha=0.22,
                 hatch="//" if number else None, edgecolor=look["color"], linewidth=0,
             )  # fmt: skip
-        lines_without_training(ax, evaluation, last)
+        line_without_training(ax, optima)
         mark_regimes(ax, depths, borders)
-        ax.set_title(MASK_TITLES.get(name, name), pad=20)
+        ax.set_title(title_of(name), pad=20)
         ax.set_xticks(range(len(depths)), [str(depth) for depth in depths])
         ax.set_xlabel("iterations in training, L")
         ax.set_yscale("log")
@@ -158,11 +199,10 @@ def regimes(evaluation: list[Row], training: list[Row], borders: list[float]) ->
         ax.set_ylim(0, top)
         ax.tick_params(labelsize=8)
     runtime_axes[-1].set_ylabel("runtime of training, s (bars)")
-    axes[0][0].set_ylabel(r"test MSE, $10^{-3}$")
     figure.legend(
-        *axes[0][0].get_legend_handles_labels(), loc="outside lower center", borderaxespad=1.8, ncols=3, fontsize=8
+        *axes[0].get_legend_handles_labels(), loc="outside lower center", borderaxespad=1.8, ncols=3, fontsize=8
     )
-    figure.suptitle(f"Regimes: classical inference (L iterations) and optimality inference ({last:,} iterations)")
+    figure.suptitle("Regimes: classical inference (L iterations) and optimality inference (certified optimum)")
     return figure
 
 
@@ -177,9 +217,9 @@ def label_errors(ax: Axes) -> None:
     ax.yaxis.set_major_formatter(FuncFormatter(lambda mse, _: f"{1e3 * mse:.4g}"))
 
 
-def lines_without_training(ax: Axes, evaluation: list[Row], last: int) -> None:
-    """The DCT after `last` iterations as a horizontal line (the quantized frames lie far above)."""
-    (dct,) = [row["mse"] for row in evaluation if row["backprop"] == "dct" and row["l_inference"] == last]
+def line_without_training(ax: Axes, optima: list[Row]) -> None:
+    """The DCT's optimum as a horizontal line (the quantized frames lie far above)."""
+    dct = next(row["optimum_mse"] for row in optima if row["backprop"] == "dct")
     ax.axhline(dct, color="0.35", linestyle=(0, (1, 2)), linewidth=1.2, label="DCT (untrained), optimality")
 
 
@@ -194,58 +234,80 @@ def mark_regimes(ax: Axes, depths: list[int], borders: list[float]) -> None:
     ax.set_xlim(-0.6, len(depths) - 0.4)
 
 
-def interpretability(evaluation: list[Row], l_training: list[int] | None, optima: Sequence[Row] = ()) -> Figure:
+def interpretability(evaluation: list[Row], l_training: list[int] | None, optima: list[Row]) -> Figure:
     """Figure 4: test MSE after every number of iterations. A ring marks L_training on its curve, a stroke on the right
     the certified optimum that the curve tends to."""
-    import matplotlib.pyplot as plt
-
-    rows = trained(evaluation)
-    depths = sorted({row["l_training"] for row in rows})
+    depths = sorted({row["l_training"] for row in trained(evaluation)})
     if l_training is not None:
         if not (shown := [depth for depth in depths if depth in l_training]):
             raise InputError(
                 f"figures.l_training={l_training} has none of the trained L, {depths}; set it to some of them"
             )
         depths = shown
-    names = masks(evaluation)
-    last = max(row["l_inference"] for row in rows)
-    figure, axes = plt.subplots(
-        1, len(names), figsize=(max(7.5, 1.2 + 4.6 * len(names)), 4.8), sharey=True, squeeze=False, layout="constrained"
-    )
-    for ax, name in zip(axes[0], names, strict=True):
-        for kind, label, line in (("none", "quantized", "--"), ("dct", "DCT (untrained)", "-")):
-            mine = [row for row in evaluation if row["backprop"] == kind]
-            ax.plot(*curve(mine), color="0.55", linestyle=line, linewidth=1.6, label=label)
-            mark_optimum(ax, [row for row in optima if row["backprop"] == kind], last, "0.55")
-        mine = [row for row in rows if row["primal_mask"] == name]
-        for number, mode in enumerate(modes(mine)):
-            look = style(mode, number)
-            for dash, depth in enumerate(depths):
-                same = [r for r in mine if (r["backprop"], r["b"]) == mode and r["l_training"] == depth]
-                if not same:
-                    continue
-                counts, values = curve(same)
-                ax.plot(
-                    counts, values, color=look["color"], linestyle=DASHES[dash % len(DASHES)], linewidth=1.5,
-                    label=f"{mode_label(mode)}, L = {depth}",
-                )  # fmt: skip
-                same = [r for r in optima if key(r)[:4] == (name, *mode, depth)]
-                mark_optimum(ax, same, last, look["color"])
-                ax.plot(
-                    depth, values[counts.index(depth)], marker=look["marker"], markersize=7, markerfacecolor="white",
-                    markeredgecolor=look["color"], markeredgewidth=1.6, linestyle="none",
-                )  # fmt: skip
-        ax.set_title(MASK_TITLES.get(name, name))
-        ax.set_xscale("log")
-        ax.set_yscale("log")
-        label_errors(ax)
-        ax.set_xlabel("iterations in inference")
-    axes[0][0].set_ylabel(r"test MSE, $10^{-3}$")
-    figure.legend(
-        *axes[0][0].get_legend_handles_labels(), loc="outside lower center", borderaxespad=1.8, ncols=4, fontsize=8
-    )
+    names = settings_of(evaluation)
+    figure, axes = panels(names, 4.8, 1.2)
+    for ax, name in zip(axes, names, strict=True):
+        draw_curves(ax, evaluation, optima, name, depths)
+        ax.set_title(title_of(name))
+    add_legend(figure, axes)
     figure.suptitle("Interpretability: error against iterations in inference (ring: as in training, stroke: optimum)")
     return figure
+
+
+def bump(evaluation: list[Row], optima: list[Row], borders: list[float]) -> Figure:
+    """The curves of Figure 4 for the largest L of regime 1 (the smallest L of all if there is none): does the error
+    rise after L_training iterations, and with which step sizes?"""
+    depths = sorted({row["l_training"] for row in trained(evaluation)})
+    depth = max((depth for depth in depths if depth < borders[0]), default=depths[0])
+    names = [
+        name for name in settings_of(evaluation) if any(pick(evaluation, name, m, depth) for m in modes(evaluation))
+    ]
+    figure, axes = panels(names, 4.4, 1.2)
+    for ax, name in zip(axes, names, strict=True):
+        draw_curves(ax, evaluation, optima, name, [depth])
+        ax.axvline(depth, color="0.6", linewidth=0.8)
+        ax.set_title(title_of(name))
+    add_legend(figure, axes)
+    figure.suptitle(f"Trained for L = {depth} iterations, run for more (ring: as in training, stroke: optimum)")
+    return figure
+
+
+def draw_curves(ax: Axes, evaluation: list[Row], optima: list[Row], name: Setting, depths: list[int]) -> None:
+    """Error against iterations of the trainings with one setting, of the DCT, and the quantized frames' error."""
+    last = max(row["l_inference"] for row in evaluation)
+    for kind, norm, label, line in (("none", None, "quantized", "--"), ("dct", name[1], "DCT (untrained)", "-")):
+        chosen = (kind, norm)
+        mine = [row for row in evaluation if (row["backprop"], row["step_norm"]) == chosen]
+        ax.plot(*curve(mine), color="0.55", linestyle=line, linewidth=1.6, label=label)
+        mark_optimum(ax, [row for row in optima if (row["backprop"], row["step_norm"]) == chosen], last, "0.55")
+    for number, mode in enumerate(modes([row for row in trained(evaluation) if setting(row) == name])):
+        look = style(mode, number)
+        for dash, depth in enumerate(depths):
+            same = pick(evaluation, name, mode, depth)
+            if not same:
+                continue
+            counts, values = curve(same)
+            ax.plot(
+                counts, values, color=look["color"], linestyle=DASHES[dash % len(DASHES)], linewidth=1.5,
+                label=f"{mode_label(mode)}, L = {depth}",
+            )  # fmt: skip
+            mark_optimum(ax, pick(optima, name, mode, depth), last, look["color"])
+            ax.plot(
+                depth, values[counts.index(depth)], marker=look["marker"], markersize=7, markerfacecolor="white",
+                markeredgecolor=look["color"], markeredgewidth=1.6, linestyle="none",
+            )  # fmt: skip
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    ax.set_ylim(top=1.15 * untreated(evaluation)[0]["mse"])
+    label_errors(ax)
+    ax.set_xlabel("iterations in inference")
+
+
+def add_legend(figure: Figure, axes: list[Axes]) -> None:
+    """The first panel's legend below the figure."""
+    figure.legend(
+        *axes[0].get_legend_handles_labels(), loc="outside lower center", borderaxespad=1.8, ncols=4, fontsize=8
+    )
 
 
 def mark_optimum(ax: Axes, optima: list[Row], last: int, colour: str) -> None:
@@ -262,29 +324,22 @@ def curve(rows: list[Row]) -> tuple[list[int], list[float]]:
     return sorted(found), [mean(found[count]) for count in sorted(found)]
 
 
-def summary(evaluation: list[Row], training: list[Row]) -> str:
+def summary(evaluation: list[Row], optima: list[Row], training: list[Row]) -> str:
     """The results as a short table for the terminal."""
-    last = max(row["l_inference"] for row in evaluation)
-    end = {row["backprop"]: row["mse"] for row in evaluation if row["l_inference"] == last}
+    end = {row["backprop"]: row["optimum_mse"] for row in optima}
+    classical = {run_name(row): row["mse"] for row in evaluation if row["l_inference"] == row["l_training"]}
+    seconds = {run_name(row): row["seconds"] for row in training}
     lines = [
-        f"test MSE   quantized {end['none']:.3e}   DCT after {last:,} iterations {end['dct']:.3e}",
-        f"{'mask':<12}{'backprop':<22}{'L':>5}{'after L':>12}{f'after {last:,}':>15}{'training':>11}",
+        f"test MSE   quantized {untreated(evaluation)[0]['mse']:.3e}   DCT at the optimum {end['dct']:.3e}",
+        f"{'mask':<12}{'step norm':<12}{'backprop':<22}{'L':>5}{'after L':>12}{'at the optimum':>16}{'training':>11}",
     ]
-    seconds = {key(row): row["seconds"] for row in training}
-    cells: dict[tuple, dict[int, float]] = defaultdict(dict)
-    for row in trained(evaluation):
-        cells[key(row)][row["l_inference"]] = row["mse"]
-    for (name, backprop, b, depth, seed), values in cells.items():
-        label = mode_label((backprop, b)) + (f", seed {seed}" if seed else "")
+    for row in trained(optima):
+        label = mode_label((row["backprop"], row["b"])) + (f", seed {row['seed']}" if row["seed"] else "")
         lines.append(
-            f"{name:<12}{label:<22}{depth:>5}{values[depth]:>12.3e}{values[last]:>15.3e}"
-            f"{seconds[name, backprop, b, depth, seed]:>9.1f} s"
+            f"{row['primal_mask']:<12}{row['step_norm']:<12}{label:<22}{row['l_training']:>5}"
+            f"{classical[run_name(row)]:>12.3e}{row['optimum_mse']:>16.3e}{seconds[run_name(row)]:>9.1f} s"
         )
     return "\n".join(lines)
-
-
-def key(row: Row) -> tuple:
-    return row["primal_mask"], row["backprop"], row["b"], row["l_training"], row["seed"]
 
 
 if __name__ == "__main__":

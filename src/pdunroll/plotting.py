@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MASK_TITLES = {"active_set": "active-set mask (the paper's formula)", "released": "released mask (the authors' code)"}
+NORM_TITLES = {"frobenius": "Frobenius step sizes (as published)", "spectral": "spectral step sizes (largest allowed)"}
 
 
 def set_style() -> None:

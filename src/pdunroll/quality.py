@@ -1,7 +1,7 @@
 """Speech quality over whole test sentences, and some to listen to.  python -m pdunroll.quality [experiment=...]
 
-Compares the quantized sentences with restorations by the DCT and, for each mask and mode, by the operator with the
-least validation error, each at the certified optimum. Writes to outputs/<name>/:
+Compares the quantized sentences with restorations by the DCT and, for each mask, norm and mode, by the operator with the
+least validation error at the certified optimum, each at that optimum. Writes to outputs/<name>/:
     quality.csv          one row per restoration, sentence and metric
     quality_summary.csv  means over the sentences, and the gain over the quantized ones with its interval
     audio/               the sentences to listen to, and index.json, which describes them
@@ -20,6 +20,7 @@ import hydra
 from omegaconf import DictConfig
 
 from pdunroll.config import CONF, Config, build, one_line_errors, run, settings
+from pdunroll.errors import InputError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -56,8 +57,10 @@ def assess(config: Config) -> None:
     work = Parallel(n_jobs=options.jobs or -1, return_as="generator", max_nbytes=None)(
         delayed(restored)(config, operator, test.observation[chosen]) for _, operator in models
     )
-    takes = [({"restoration": "original", "primal_mask": None, "cell": None}, test.truth[chosen])]
-    takes.append(({"restoration": "quantized", "primal_mask": None, "cell": None}, test.observation[chosen]))
+    takes = [({"restoration": "original", "primal_mask": None, "step_norm": None, "cell": None}, test.truth[chosen])]
+    takes.append(
+        ({"restoration": "quantized", "primal_mask": None, "step_norm": None, "cell": None}, test.observation[chosen])
+    )
     takes += [(key, frames) for (key, _), frames in zip(models, work, strict=True)]
     signals = [(key, np.split(frames.ravel(), lengths)) for key, frames in takes]
 
@@ -76,22 +79,29 @@ def assess(config: Config) -> None:
 
 
 def candidates(config: Config) -> list[tuple[Row, NDArray]]:
-    """The DCT, and for each mask and mode the operator of the finished training with the least validation error."""
+    """The DCT, and for each mask, norm and mode the operator with the least validation error at the optimum."""
     from pdunroll.cell import cell_key, finished_cells, identify, read_operator
     from pdunroll.problem import dct_operator
+    from pdunroll.runs import read_results, run_name
 
     shape = (config.network.rows or config.data.frame_length, config.data.frame_length)
-    best: dict[tuple[str, str], tuple[float, Path]] = {}
+    validated = {run_name(row): row["validation_optimum_mse"] for row in read_results(config.outputs, "optima")}
+    best: dict[tuple[str, str, str], tuple[float, Path]] = {}
     for folder, record in finished_cells(Path(config.evaluation.runs), identify(config), config.name):
         key = cell_key(record)
-        entry = record["results"]["validation_mse"], folder
-        kind = key["primal_mask"], key["backprop"]
+        if run_name(key) not in validated:
+            raise InputError(
+                f"{config.outputs}/optima.csv has no row for {folder}; run "
+                f"`python -m pdunroll.evaluate experiment={config.name}` again"
+            )
+        entry = validated[run_name(key)], folder
+        kind = key["step_norm"], key["primal_mask"], key["backprop"]
         best[kind] = min(best.get(kind, entry), entry)
     found: list[tuple[Row, NDArray]] = [
-        ({"restoration": "dct", "primal_mask": None, "cell": None}, dct_operator(*shape).numpy())
+        ({"restoration": "dct", "primal_mask": None, "step_norm": None, "cell": None}, dct_operator(*shape).numpy())
     ]
-    for (mask, mode), (_, folder) in sorted(best.items()):
-        key = {"restoration": mode, "primal_mask": mask, "cell": folder.name}
+    for (norm, mask, mode), (_, folder) in sorted(best.items()):
+        key = {"restoration": mode, "primal_mask": mask, "step_norm": norm, "cell": folder.name}
         found.append((key, read_operator(folder, shape)))
     return found
 
@@ -173,17 +183,17 @@ def summary(rows: list[Row], seed: int) -> list[Row]:
     groups: dict[tuple, list[Row]] = {}
     for row in rows:
         if row["value"] is not None and base[row["file"], row["metric"]] is not None:
-            key = row["restoration"], row["primal_mask"], row["cell"], row["metric"]
+            key = row["restoration"], row["primal_mask"], row["step_norm"], row["cell"], row["metric"]
             groups.setdefault(key, []).append(row)
     found = []
-    for (restoration, mask, cell, metric), mine in groups.items():
+    for (restoration, mask, norm, cell, metric), mine in groups.items():
         gains = np.array([row["value"] - base[row["file"], metric] for row in mine])
         low = high = None
         if len(gains) > 1 and np.ptp(gains) > 0:
             interval = bootstrap((gains,), np.mean, method="percentile", rng=seed).confidence_interval
             low, high = float(interval.low), float(interval.high)
         found.append({
-            "restoration": restoration, "primal_mask": mask, "cell": cell, "metric": metric,
+            "restoration": restoration, "primal_mask": mask, "step_norm": norm, "cell": cell, "metric": metric,
             "mean": float(np.mean([row["value"] for row in mine])), "gain": float(gains.mean()),
             "low": low, "high": high, "sentences": len(mine),
         })  # fmt: skip
@@ -202,7 +212,9 @@ def listen(folder: Path, signals: list[tuple[Row, list[NDArray]]], names: list[s
     entries = []
     for number, name in enumerate(names):
         for key, parts in signals:
-            file = "-".join(filter(None, (str(number), key["restoration"], key["primal_mask"]))) + ".wav"
+            file = (
+                "-".join(filter(None, (str(number), key["restoration"], key["primal_mask"], key["step_norm"]))) + ".wav"
+            )
             audio = io.BytesIO()  # libsndfile hides why writing to a file failed
             soundfile.write(audio, parts[number].clip(-1.0, 1.0), rate, format="WAV", subtype="PCM_16")
             (partial / file).write_bytes(audio.getvalue())
@@ -214,11 +226,13 @@ def listen(folder: Path, signals: list[tuple[Row, list[NDArray]]], names: list[s
 
 def report(means: list[Row]) -> None:
     """Mean and gain of each restoration."""
-    print(f"{'restoration':<12}{'mask':<12}" + "".join(f"{metric:>18}" for metric in METRICS))
-    for key in dict.fromkeys((row["restoration"], row["primal_mask"]) for row in means):
-        cells = {row["metric"]: row for row in means if (row["restoration"], row["primal_mask"]) == key}
+    print(f"{'restoration':<12}{'mask':<12}{'step norm':<12}" + "".join(f"{metric:>18}" for metric in METRICS))
+    for key in dict.fromkeys((row["restoration"], row["primal_mask"], row["step_norm"]) for row in means):
+        cells = {
+            row["metric"]: row for row in means if (row["restoration"], row["primal_mask"], row["step_norm"]) == key
+        }
         values = (f"{cells[m]['mean']:.3f} ({cells[m]['gain']:+.3f})" if m in cells else "" for m in METRICS)
-        print(f"{key[0]:<12}{key[1] or '':<12}" + "".join(f"{value:>18}" for value in values))
+        print(f"{key[0]:<12}{key[1] or '':<12}{key[2] or '':<12}" + "".join(f"{value:>18}" for value in values))
 
 
 if __name__ == "__main__":

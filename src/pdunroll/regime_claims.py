@@ -70,7 +70,7 @@ def regime_claims(curves: Curves, rules: Rules, kind: str) -> list[Row]:
         if len(depths) < needed:
             which = f"only L = {depths[0]}" if depths else "no L"
             reason = f"{needed} L needed, {which} of this regime was trained in both modes."
-            rows.append(undecided(claim, curves.mask, statement, ERROR, reason))
+            rows.append(undecided(claim, curves.setting, statement, ERROR, reason))
             continue
         keys = [(mode, depth) for mode in MODES for depth in depths]
         if number == 2:
@@ -89,7 +89,9 @@ def regime_claims(curves: Curves, rules: Rules, kind: str) -> list[Row]:
                 chosen = min(found.values(), key=lambda i: i.estimate)
         subject = "Gain" if number == 2 else "Gain of truncated over full"
         rows.append(
-            verdict(claim, curves.mask, statement, answer, chosen, ERROR, f"{subject}, {evidence(curves, found, keys)}")
+            verdict(
+                claim, curves.setting, statement, answer, chosen, ERROR, f"{subject}, {evidence(curves, found, keys)}"
+            )
         )
     return rows
 
@@ -134,7 +136,7 @@ def border_claim(curves: Curves, claim: str, border: float, answers: dict[int, A
         reason = (
             f"Both modes were trained for L = {listed(depths) or 'none'} only, not enough on both sides of the border."
         )
-        return undecided(claim, curves.mask, statement, "L", reason)
+        return undecided(claim, curves.setting, statement, "L", reason)
     answer: Answer = None
     if shown <= below[-1] or refuted >= above[0]:
         answer = False
@@ -147,7 +149,7 @@ def border_claim(curves: Curves, claim: str, border: float, answers: dict[int, A
     interval = Interval(float(np.sqrt(refuted * shown)), refuted, shown) if refuted and shown < np.inf else None
     return verdict(
         claim,
-        curves.mask,
+        curves.setting,
         statement,
         answer,
         interval,
@@ -161,16 +163,16 @@ def overall_claim(curves: Curves, rules: Rules, kind: str) -> Row:
     claim = f"truncated-outperforms-full-{kind}"
     statement = (
         f"Truncated backpropagation outperforms full after {kind} inference by {rules.margin:g} % of the error or "
-        "more, each at the L of its best validation error."
+        "more, each at the L of its best validation error after that inference."
     )
     if not all(curves.depths(mode) for mode in MODES):
         reason = "Not both modes were trained with this mask."
-        return undecided(claim, curves.mask, statement, ERROR, reason)
-    best = {mode: min(curves.depths(mode), key=lambda depth: curves.validation[mode, depth]) for mode in MODES}
+        return undecided(claim, curves.setting, statement, ERROR, reason)
+    best = {mode: min(curves.depths(mode), key=lambda depth: curves.validation[kind][mode, depth]) for mode in MODES}
     full, truncated = (curves.at(mode, depth, kind) for mode, depth in best.items())
     name = f"truncated L = {best['truncated']} over full L = {best['full']}"
     found = intervals({name: 100 * (1 - truncated / full)}, rules)
     return verdict(
-        claim, curves.mask, statement, gains(found[name], rules.margin), found[name], ERROR,
+        claim, curves.setting, statement, gains(found[name], rules.margin), found[name], ERROR,
         f"Gain of {evidence(curves, found, best.items())}",
     )  # fmt: skip

@@ -19,8 +19,8 @@ from omegaconf import DictConfig
 
 from pdunroll.config import CONF, Config, one_line_errors, run, settings
 from pdunroll.errors import InputError
-from pdunroll.plotting import MASK_TITLES, diverging, set_style
-from pdunroll.runs import PROVENANCE, atomic, read_json, read_results, read_table
+from pdunroll.plotting import MASK_TITLES, NORM_TITLES, diverging, set_style
+from pdunroll.runs import KEY, PROVENANCE, atomic, read_json, read_results, read_table, run_name
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -31,6 +31,7 @@ Row = dict[str, Any]
 FIGURES = {
     "figures/regimes": "Test error, and training time, against the number of iterations in training",
     "figures/interpretability": "Test error against the number of iterations in inference",
+    "figures/bump": "Trained for few iterations, run for more: the error against the iterations, for each step size",
     "theory/fidelity": "How close gradients come to their exact limit",
     "theory/decay": "The backward recursion, counted backwards",
     "theory/settling": "Iterations until the masks of a frame change no more",
@@ -57,7 +58,7 @@ def render(config: Config) -> str:
     name = config.name
     evaluation, training = read_results(folder, "evaluation"), read_results(folder, "training")
     provenance = read_json(folder / "provenance.json", PROVENANCE)
-    for stem in ("regimes", "interpretability"):
+    for stem in ("regimes", "interpretability", "bump"):
         if not (folder / "figures" / f"{stem}.svg").is_file():
             raise InputError(
                 f"{folder}/figures/{stem}.svg is missing; make it with `python -m pdunroll.figures experiment={name}`"
@@ -66,7 +67,7 @@ def render(config: Config) -> str:
     template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return template.from_string(files("pdunroll").joinpath("report.html").read_text(encoding="utf-8")).render(
         name=name,
-        verdicts=optional(folder / "verdicts.csv"),
+        verdicts=claims(optional(folder / "verdicts.csv")),
         quality=quality(optional(folder / "quality_summary.csv")),
         results=results(evaluation, training, optional(folder / "optima.csv")),
         figures=[
@@ -81,6 +82,7 @@ def render(config: Config) -> str:
         operators=operators(runs),
         sentences=sentences(folder / "audio"),
         masks=MASK_TITLES,
+        norms=NORM_TITLES,
         provenance=provenance,
         manifest=read_json(folder / "prepared" / "manifest.json", ("settings", "splits", "digest")),
         settings=settings_text(folder / "settings.yaml"),
@@ -97,23 +99,37 @@ def optional(path: Path) -> list[Row]:
     return read_table(path, "") if path.is_file() else []
 
 
+def claims(rows: list[Row]) -> dict[str, list[Any]]:
+    """The settings, and one entry a claim: its statement and its verdict in each setting."""
+    settings = list(dict.fromkeys((row["primal_mask"], row["step_norm"]) for row in rows))
+    found: dict[str, dict[tuple, Row]] = {}
+    for row in rows:
+        found.setdefault(row["claim"], {})[row["primal_mask"], row["step_norm"]] = row
+    return {
+        "settings": settings,
+        "claims": [
+            {"statement": next(iter(own.values()))["statement"], "verdicts": [own.get(pair) for pair in settings]}
+            for own in found.values()
+        ],
+    }
+
+
 def results(evaluation: list[Row], training: list[Row], optima: list[Row]) -> list[Row]:
     """A row a model: test MSE after L_training and after all iterations, at the optimum; training time."""
-    key = ("backprop", "primal_mask", "l_training", "seed", "b")
     last = max(row["l_inference"] for row in evaluation)
-    error = {(*(row[part] for part in key), row["l_inference"]): row["mse"] for row in evaluation}
-    seconds = {tuple(row[part] for part in key): row["seconds"] for row in training}
-    optimum = {tuple(row[part] for part in key): row["optimum_mse"] for row in optima}
-    models = dict.fromkeys(tuple(row[part] for part in key) for row in evaluation)
+    classical = {run_name(row): row["mse"] for row in evaluation if row["l_inference"] == row["l_training"]}
+    seconds = {run_name(row): row["seconds"] for row in training}
+    optimum = {run_name(row): row["optimum_mse"] for row in optima}
     return [
         {
-            **dict(zip(key, model, strict=True)),
-            "classical": error.get((*model, model[2])),
-            "optimality": error[*model, last],
-            "optimum": optimum.get(model),
-            "seconds": seconds.get(model),
+            **{part: row[part] for part in KEY},
+            "classical": classical.get(run_name(row)),
+            "last": row["mse"],
+            "optimum": optimum.get(run_name(row)),
+            "seconds": seconds.get(run_name(row)),
         }
-        for model in models
+        for row in evaluation
+        if row["l_inference"] == last
     ]
 
 
@@ -121,8 +137,8 @@ def quality(rows: list[Row]) -> list[Row]:
     """A row a restoration, with its metrics by name."""
     found: dict[tuple, Row] = {}
     for row in rows:
-        key = row["restoration"], row["primal_mask"], row["cell"]
-        entry = found.setdefault(key, {"restoration": key[0], "primal_mask": key[1], "cell": key[2], "metrics": {}})
+        key = {part: row[part] for part in ("restoration", "primal_mask", "step_norm", "cell")}
+        entry = found.setdefault(tuple(key.values()), {**key, "metrics": {}})
         entry["metrics"][row["metric"]] = row
     return list(found.values())
 
@@ -144,18 +160,18 @@ def trainings(runs: Path) -> list[tuple[Path, Row]]:
 
 
 def training_curves(runs: Path) -> str:
-    """Validation error over the steps of every training, a panel for each mask and mode, as SVG; empty without any."""
+    """Validation error over the steps of every training, a panel for each mask, norm and mode; empty without any."""
     import matplotlib.pyplot as plt
 
-    panels: dict[tuple[str, str], list[tuple[int, list[Row]]]] = {}
+    panels: dict[tuple[str, str, str], list[tuple[int, list[Row]]]] = {}
     for folder, record in trainings(runs):
         own = record["settings"]
         table = read_table(folder / "training.csv", "python -m pdunroll.train")
-        key = own["backprop"]["primal_mask"], own["backprop"]["name"]
+        key = own["network"]["step_norm"], own["backprop"]["primal_mask"], own["backprop"]["name"]
         panels.setdefault(key, []).append((own["network"]["iterations"], table))
     if not panels:
         return ""
-    size = (1.0 + 2.9 * len(panels), 2.8)
+    size = (1.0 + 2.9 * len(panels), 3.0)
     figure, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False, layout="constrained")
     depths = sorted({depth for lines in panels.values() for depth, _ in lines})
     for axis, (key, lines) in zip(axes[0], sorted(panels.items()), strict=True):
@@ -163,7 +179,7 @@ def training_curves(runs: Path) -> str:
             colour = plt.get_cmap("viridis")(0.9 * depths.index(depth) / max(1, len(depths) - 1))
             steps, errors = ([row[column] for row in table] for column in ("step", "validation_mse"))
             axis.plot(steps, errors, color=colour, label=f"L = {depth}")
-        axis.set(title=f"{key[1]}, {key[0]}", xlabel="step")
+        axis.set(title=f"{key[2]}\n{key[1]}, {key[0]}", xlabel="step")
     axes[0][0].set_ylabel("validation MSE")
     axes[0][-1].legend(fontsize=7)
     buffer = io.StringIO()
@@ -173,13 +189,15 @@ def training_curves(runs: Path) -> str:
 
 
 def operators(runs: Path) -> list[Row]:
-    """The DCT and, for each mask and mode, the operator with the least validation error: images of K and K - DCT."""
+    """The DCT and, for each mask, norm and mode, the operator with the least validation error after L iterations: images
+    of K and K - DCT."""
     import numpy as np
     from scipy.fft import dct
 
-    best: dict[tuple[str, str], tuple[float, Path]] = {}
+    best: dict[tuple[str, ...], tuple[float, Path]] = {}
     for folder, record in trainings(runs):
-        key = record["settings"]["backprop"]["primal_mask"], record["settings"]["backprop"]["name"]
+        own = record["settings"]
+        key = own["network"]["step_norm"], own["backprop"]["primal_mask"], own["backprop"]["name"]
         entry = record["results"]["validation_mse"], folder
         best[key] = min(best.get(key, entry), entry)
     found: list[Row] = []
@@ -218,7 +236,12 @@ def sentences(folder: Path) -> list[Row]:
         found.setdefault(entry["name"], []).append({**entry, "audio": audio, "spectrogram": spectrogram(path)})
     order = {restoration: number for number, restoration in enumerate(RESTORATIONS)}
     return [
-        {"name": name, "takes": sorted(takes, key=lambda take: (order[take["restoration"]], take["primal_mask"] or ""))}
+        {
+            "name": name,
+            "takes": sorted(
+                takes, key=lambda take: (order[take["restoration"]], take["step_norm"] or "", take["primal_mask"] or "")
+            ),
+        }
         for name, takes in found.items()
     ]
 

@@ -20,10 +20,9 @@ from pdunroll.errors import InputError
 
 # The tables of results: the columns that name an operator, and the numbers that others read in each table.
 KEY = ("backprop", "primal_mask", "step_norm", "l_training", "seed", "b")
-SETTING = ("primal_mask", "step_norm")  # what decides the results: trainings that differ in it share no figure panel
 RESULTS = {
     "evaluation": ("l_inference", "mse"),
-    "optima": ("optimum_mse", "certified"),
+    "optima": ("optimum_mse", "validation_optimum_mse", "certified"),
     "training": ("seconds", "validation_mse", "best_step"),
 }
 PROVENANCE = ("command", "seeds", "commit", "data", "test_frames")  # and what made them, in provenance.json

@@ -94,7 +94,7 @@ def announce(jobs: list[Job], side_by_side: int) -> None:
     count = min(len(left), joblib.cpu_count() if side_by_side < 1 else side_by_side)
     seconds, models = 0.0, {}
     for job, cell in left:
-        kind = str((job.config.backprop, job.config.network.rows, job.config.data))
+        kind = str((job.config.backprop, job.config.network.rows, job.config.network.step_norm, job.config.data))
         if kind not in models:
             models[kind] = time_model(job.config)
         seconds += models[kind](job.config) * (1 - progress(cell.folder, job.config))
@@ -147,7 +147,10 @@ def time_model(config: Config) -> Callable[[Config], float]:
         times = []
         for _ in range(3):
             start = time.perf_counter()
-            y = unroll(K, x[:frames], radius=radius(config.data.bits), iterations=iterations, backprop=strategy)
+            y = unroll(
+                K, x[:frames], radius=radius(config.data.bits), iterations=iterations, backprop=strategy,
+                step_norm=config.network.step_norm,
+            )  # fmt: skip
             if frames != VALIDATED:
                 y.sum().backward()
             times.append(time.perf_counter() - start)

@@ -7,6 +7,7 @@ outputs/<name>/theory/:
     settling.csv  the iteration after which a frame's masks change no more
     decay.csv     norms in the backward recursion, counted backwards, and their distance to the kernels
     fits.csv      c and kappa of each frame, and whether the limit theorem's assumption holds there
+The DCT is measured with both norms of the step sizes, a trained operator with the one that it was trained with.
 and fidelity, decay, settling as .png and .svg.
 """
 
@@ -64,31 +65,36 @@ def measure(config: Config) -> None:
     depths = decades(10, options.iterations)
     grid = decades(1, options.iterations, per_decade=8)
     tables: dict[str, list[dict[str, Any]]] = {name: [] for name in ("counts", "fidelity", "settling", "decay", "fits")}
-    for name, operator in operators(config):
+    for name, step_norm, operator in operators(config):
         algorithm = chambolle_pock(
-            operator, radius=half_step, step_ratio=config.network.step_ratio, extrapolation=config.network.extrapolation
+            operator,
+            radius=half_step,
+            step_ratio=config.network.step_ratio,
+            extrapolation=config.network.extrapolation,
+            step_norm=step_norm,
         )
+        key = {"operator": name, "step_norm": step_norm}
         optimum = limits.limit(algorithm, operator, truth[hard], observation[hard])
         vertices = int(optimum.vertex.sum())
         counts = {"trivial": len(truth) - len(hard), "vertex": vertices, "degenerate": len(hard) - vertices}
-        tables["counts"].append({"operator": name, **counts})
-        log.info("%s: %s", name, ", ".join(f"{count} {kind}" for kind, count in counts.items()))
+        tables["counts"].append({**key, **counts})
+        log.info("%s, %s: %s", name, step_norm, ", ".join(f"{count} {kind}" for kind, count in counts.items()))
         chosen = hard[optimum.vertex][: options.frames]
         y, x = truth[chosen], observation[chosen]
 
         since, point = limits.settling(algorithm, operator, x, options.iterations)
         tables["settling"] += [
-            {"operator": name, "frame": int(order[frame]), "settled_after": int(l), "of": options.iterations}
+            {**key, "frame": int(order[frame]), "settled_after": int(l), "of": options.iterations}
             for frame, l in zip(chosen, since, strict=True)
         ]
-        log.info("%s: masks settle after %d iterations (median)", name, int(since.median()))
+        log.info("%s, %s: masks settle after %d iterations (median)", name, step_norm, int(since.median()))
         norms, fits = limits.decay(algorithm, operator, y, x, point, grid)
-        tables["decay"] += [{"operator": name, **row} for row in norms]
-        tables["fits"] += [{"operator": name, **row, "frame": int(order[chosen[row["frame"]]])} for row in fits]
+        tables["decay"] += [{**key, **row} for row in norms]
+        tables["fits"] += [{**key, **row, "frame": int(order[chosen[row["frame"]]])} for row in fits]
         truncated_at = [depth for depth in depths if depth in (1000, options.iterations)] or depths[-1:]
         rows = limits.fidelity(algorithm, operator, y, x, depths, decades(1, options.iterations), truncated_at)
-        tables["fidelity"] += [{"operator": name, **row} for row in rows]
-        log.info("%s: gradients at L = %s done", name, ", ".join(map(str, depths)))
+        tables["fidelity"] += [{**key, **row} for row in rows]
+        log.info("%s, %s: gradients at L = %s done", name, step_norm, ", ".join(map(str, depths)))
     folder = config.outputs / "theory"
     for name, rows in tables.items():
         write_table(folder / f"{name}.csv", rows)
@@ -108,20 +114,23 @@ def decades(first: int, last: int, per_decade: int = 2) -> list[int]:
     return sorted({value for value in values if first <= value <= last} | {last})
 
 
-def operators(config: Config) -> list[tuple[str, Tensor]]:
-    """The DCT and the trained operators that `theory.cells` names, in float64."""
+def operators(config: Config) -> list[tuple[str, str, Tensor]]:
+    """Return name, norm of the step sizes, and K in float64, of the DCT and of the trainings that `theory.cells` names."""
     import torch
 
-    from pdunroll.cell import read_operator
+    from pdunroll.cell import RECORD, cell_key, read_operator
+    from pdunroll.chambolle_pock import STEP_NORMS
     from pdunroll.problem import dct_operator
+    from pdunroll.runs import read_json
 
     shape = (config.network.rows or config.data.frame_length, config.data.frame_length)
-    found = [("dct", dct_operator(*shape, dtype=torch.float64))]
+    found = [("dct", norm, dct_operator(*shape, dtype=torch.float64)) for norm in STEP_NORMS]
     for cell in config.theory.cells:
         folder = Path(config.evaluation.runs) / cell
         if not folder.is_dir():
             raise InputError(f"theory.cells: {folder} is no training; name folders of {config.evaluation.runs}")
-        found.append((cell, torch.from_numpy(read_operator(folder, shape)).double()))
+        norm = cell_key(read_json(folder / RECORD, ("settings",)))["step_norm"]
+        found.append((cell, norm, torch.from_numpy(read_operator(folder, shape)).double()))
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from statistics import median
 
-from pdunroll.claims import Row, undecided, verdict
+from pdunroll.claims import Row, Setting, undecided, verdict
 from pdunroll.statistics import Answer, Interval, every, proportion
 
 TABLES = ("fits", "fidelity", "decay", "settling")
@@ -13,8 +13,8 @@ NEAR = 0.1  # relative error of a gradient that has come near its limit
 FRAMES = "share of frames"
 
 
-def theory_claims(mask: str, tables: dict[str, list[Row]], b: int | None, confidence: float) -> list[Row]:
-    """All of them for one primal mask; `tables` is empty where the theory was not measured."""
+def theory_claims(setting: Setting, tables: dict[str, list[Row]], b: int | None, confidence: float) -> list[Row]:
+    """All of them for one setting; `tables` is empty where the theory was not measured."""
     statements = {
         "limit-assumption": "delta_P and delta_D decay geometrically (the limit theorem's assumption) on most frames.",
         "limit-reached": f"With the most iterations measured, full's gradient is within {NEAR:.0%} of its limit.",
@@ -24,21 +24,24 @@ def theory_claims(mask: str, tables: dict[str, list[Row]], b: int | None, confid
         f"distance falls below {VANISHED:g} of its first value.",
     }
     units = (FRAMES, "relative error", "difference of cosines", FRAMES, "of the first distance")
-    own = {name: [row for row in rows if row.get("primal_mask", mask) == mask] for name, rows in tables.items()}
+    own = {
+        name: [row for row in rows if (row.get("primal_mask", setting.primal_mask), row["step_norm"]) == setting]
+        for name, rows in tables.items()
+    }
     if not all(own.get(name) for name in TABLES):
-        reason = "The theory was not measured with this mask: `python -m pdunroll.theory` does."
-        return [undecided(c, mask, s, unit, reason) for (c, s), unit in zip(statements.items(), units, strict=True)]
+        reason = "The theory was not measured with this mask and norm: `python -m pdunroll.theory` does."
+        return [undecided(c, setting, s, unit, reason) for (c, s), unit in zip(statements.items(), units, strict=True)]
     found = (
         assumption(own["fits"], confidence),
         gradient(own["fidelity"]),
         nearer(own["fidelity"], b),
         settled(own["settling"], confidence)
-        if mask == "active_set"
+        if setting.primal_mask == "active_set"
         else (None, None, "Settling is measured for the active_set mask only."),
         kernels(own["decay"]),
     )
     return [
-        verdict(claim, mask, statement, answer, interval, unit, evidence)
+        verdict(claim, setting, statement, answer, interval, unit, evidence)
         for (claim, statement), unit, (answer, interval, evidence) in zip(statements.items(), units, found, strict=True)
     ]
 

@@ -23,6 +23,8 @@ def draw(folder: Path, origin: str) -> None:
     """Write fidelity, decay and settling as .png and .svg beside the tables in `folder`."""
     set_style()
     tables = {name: read_table(folder / f"{name}.csv", COMMAND) for name in ("fidelity", "decay", "settling", "fits")}
+    for row in (row for rows in tables.values() for row in rows):  # a row of panels for each
+        row["operator"] = f"{row['operator']}, {row['step_norm']}" if row["operator"] == "dct" else row["operator"]
     save(fidelity(tables["fidelity"]), folder / "fidelity", origin)
     save(decay(tables["decay"], tables["fits"]), folder / "decay", origin)
     save(settling(tables["settling"]), folder / "settling", origin)

@@ -2,9 +2,9 @@
 
 Reads evaluation.csv, training.csv, optima.csv and errors/*.npz in outputs/<name>/, and theory/*.csv and
 benchmark/memory.csv where they are; no operator, no speech. Writes to outputs/<name>/:
-    verdicts.csv  one row per claim and primal mask: claim, primal_mask, verdict, estimate, low, high, unit, statement,
-                  evidence
-    verdicts.txt  the same to be read
+    verdicts.csv  one row per claim and setting (primal mask and norm of the step sizes): claim, primal_mask, step_norm,
+                  verdict, estimate, low, high, unit, statement, evidence
+    verdicts.txt  one row per claim with a column for each setting, then each verdict with its numbers
 A claim holds, does not hold, or is undecided; `pdunroll.statistics` says when.
 """
 
@@ -21,14 +21,14 @@ from omegaconf import DictConfig
 
 from pdunroll.config import CONF, Config, one_line_errors, run, settings
 from pdunroll.errors import InputError
-from pdunroll.plotting import MASK_TITLES
-from pdunroll.runs import RESULTS, atomic, read_results, read_table, write_table
+from pdunroll.plotting import MASK_TITLES, NORM_TITLES
+from pdunroll.runs import RESULTS, atomic, read_results, read_table, run_name, write_table
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from pdunroll.claims import Curves, Key, Values
+    from pdunroll.claims import Curves, Key, Setting, Values
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def judge(config: Config) -> None:
     """Judge all claims and write both files."""
     import numpy as np
 
-    from pdunroll.claims import Rules
+    from pdunroll.claims import Rules, Setting
     from pdunroll.cost_claims import cost_claims
     from pdunroll.interpretability_claims import figure4_claims
     from pdunroll.regime_claims import figure3_claims
@@ -65,19 +65,22 @@ def judge(config: Config) -> None:
     memory = folder / "benchmark/memory.csv"
     peaks = read_table(memory, f"python -m pdunroll.benchmark experiment={config.name}") if memory.is_file() else []
 
-    masks = sorted({row["primal_mask"] for row in training if row["backprop"] in ("full", "truncated")})
-    if not masks:
+    settings = sorted(
+        {Setting(row["primal_mask"], row["step_norm"]) for row in training if row["backprop"] in ("full", "truncated")},
+        key=lambda setting: (setting.step_norm, setting.primal_mask),
+    )
+    if not settings:
         raise InputError(f"{folder}/training.csv has no full or truncated training; the claims are about those")
     rows: list[Row] = []
-    for mask in masks:
-        cells, b = comparable([row for row in training if row["primal_mask"] == mask])
-        rng = np.random.default_rng(options.seed)  # the same resamples for each mask
-        curves = read_curves(folder, mask, cells, evaluation, optima, options.resamples, rng)
+    for setting in settings:
+        cells, b = comparable([row for row in training if (row["primal_mask"], row["step_norm"]) == setting])
+        rng = np.random.default_rng(options.seed)  # the same resamples for each setting
+        curves = read_curves(folder, setting, cells, evaluation, optima, options.resamples, rng)
         rows += [
             *figure3_claims(curves, rules),
             *figure4_claims(curves, rules),
-            *cost_claims(mask, training, b, peaks, (options.time_margin, options.memory_margin)),
-            *theory_claims(mask, theory, b, options.confidence),
+            *cost_claims(setting, training, b, peaks, (options.time_margin, options.memory_margin)),
+            *theory_claims(setting, theory, b, options.confidence),
         ]
     write_table(folder / "verdicts.csv", rows)
     heading = (
@@ -93,7 +96,7 @@ def judge(config: Config) -> None:
 
 
 def comparable(training: list[Row]) -> tuple[dict[Key, dict[int, Row]], int | None]:
-    """The trainings of one mask that are compared: (mode, L) -> seed -> row, all with the same seeds; and their b.
+    """The trainings of one setting that are compared: (mode, L) -> seed -> row, all with the same seeds; and their b.
 
     Of several b the one with the most trainings is taken. Seeds that only some of the cells have are left out, and then
     cells without the seeds that are left.
@@ -117,7 +120,7 @@ def comparable(training: list[Row]) -> tuple[dict[Key, dict[int, Row]], int | No
 
 
 def read_curves(
-    folder: Path, mask: str, cells: dict[Key, dict[int, Row]], evaluation: list[Row], optima: list[Row],
+    folder: Path, setting: Setting, cells: dict[Key, dict[int, Row]], evaluation: list[Row], optima: list[Row],
     resamples: int, rng: np.random.Generator,
 ) -> Curves:  # fmt: skip
     """Mean errors of these cells in the sample and in each resample of its frames and seeds."""
@@ -126,8 +129,10 @@ def read_curves(
     from pdunroll.claims import Curves
     from pdunroll.statistics import means, weights
 
-    last = {cell(row): row["mse"] for row in evaluation}  # ascending in l_inference: the last stays
-    first = read_errors(folder, "dct")
+    validated = {run_name(row): row["validation_optimum_mse"] for row in optima}
+    last = {run_name(row): row["mse"] for row in evaluation}  # ascending in l_inference: the last stays
+    dct = f"dct-{setting.step_norm}"
+    first = read_errors(folder, dct)
     seeds = list(next(iter(cells.values())))
     of_seeds = weights(len(seeds), resamples, rng)
     of_frames = weights(len(first["frames"]), resamples, rng)
@@ -149,17 +154,26 @@ def read_curves(
 
     mse, optimum = {}, {}
     for key, own in cells.items():
-        errors = drawn([cell(row) for row in own.values()])
+        errors = drawn([run_name(row) for row in own.values()])
         mse[key], optimum[key] = errors[:-1], errors[-1]
-    names = {cell(row) for own in cells.values() for row in own.values()}
+    names = {run_name(row) for own in cells.values() for row in own.values()}
+    untrained = drawn([dct] * len(seeds))
     return Curves(
-        mask=mask,
+        setting=setting,
         grid=first["grid"].tolist(),
         mse=mse,
-        dct=drawn(["dct"] * len(seeds))[:-1],
+        dct=untrained[:-1],
         optimum=optimum,
-        certified=min(row["certified"] for row in optima if cell(row) in names),
-        validation={key: float(np.mean([row["validation_mse"] for row in own.values()])) for key, own in cells.items()},
+        dct_optimum=untrained[-1],
+        certified=min(row["certified"] for row in optima if run_name(row) in names),
+        validation={
+            "classical": {
+                key: float(np.mean([row["validation_mse"] for row in own.values()])) for key, own in cells.items()
+            },
+            "optimality": {
+                key: float(np.mean([validated[run_name(row)] for row in own.values()])) for key, own in cells.items()
+            },
+        },
         untrained=[key for key, own in cells.items() if all(row["best_step"] == 0 for row in own.values())],
         basis=f"{len(first['frames']):,} test frames, seed {', '.join(map(str, seeds))}"
         + (" only" if len(seeds) == 1 else ""),
@@ -183,26 +197,23 @@ def read_errors(folder: Path, name: str) -> dict[str, NDArray]:
         raise InputError(f"{path} cannot be read ({error}); make it again with `{command}`") from None
 
 
-def cell(row: Row) -> str:
-    """The name of an operator's file, from the columns that name it in the tables."""
-    if row["l_training"] is None:
-        return str(row["backprop"])
-    return f"{row['backprop']}{row['b'] or ''}-{row['primal_mask']}-L{row['l_training']}-seed{row['seed']}"
-
-
 def readable(rows: list[Row], heading: str) -> str:
-    """The verdicts to be read: an overview of all masks side by side, then each claim with its numbers."""
-    masks = list(dict.fromkeys(row["primal_mask"] for row in rows))
-    words = {(row["claim"], row["primal_mask"]): row["verdict"] for row in rows}
-    lines = [*textwrap.wrap(heading, WIDTH), "", f"{'claim':<42}" + "".join(f"{mask:<16}" for mask in masks)]
+    """The verdicts to be read: an overview of all settings side by side, then each claim with its numbers."""
+    settings = list(dict.fromkeys((row["primal_mask"], row["step_norm"]) for row in rows))
+    words = {(row["claim"], row["primal_mask"], row["step_norm"]): row["verdict"] for row in rows}
+    lines = [*textwrap.wrap(heading, WIDTH), ""]
     lines += [
-        f"{claim:<42}" + "".join(f"{words[claim, mask]:<16}" for mask in masks)
+        f"{head:<42}" + "".join(f"{pair[part]:<16}" for pair in settings) for part, head in enumerate(("", "claim"))
+    ]
+    lines += [
+        f"{claim:<42}" + "".join(f"{words[claim, *pair]:<16}" for pair in settings)
         for claim in dict.fromkeys(row["claim"] for row in rows)
     ]
-    for mask in masks:
-        own = [row for row in rows if row["primal_mask"] == mask]
+    for mask, norm in settings:
+        own = [row for row in rows if (row["primal_mask"], row["step_norm"]) == (mask, norm)]
         counts = Counter(row["verdict"] for row in own)
-        lines += ["", f"{MASK_TITLES.get(mask, mask)}: " + ", ".join(f"{word}: {n}" for word, n in counts.items())]
+        title = f"{MASK_TITLES.get(mask, mask)}, {NORM_TITLES.get(norm, norm)}"
+        lines += ["", f"{title}: " + ", ".join(f"{word}: {n}" for word, n in counts.items())]
         for row in own:
             numbers = "" if row["estimate"] is None else "{estimate:.3g} [{low:.3g}, {high:.3g}] {unit}".format(**row)
             lines += [
