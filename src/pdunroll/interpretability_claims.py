@@ -76,7 +76,7 @@ def overfit_claim(curves: Curves, rules: Rules, keys: list[Key]) -> Row:
 
 
 def optimum_claim(curves: Curves, rules: Rules) -> Row:
-    """What Figure 4 shows at its right end: the many iterations of the slides' optimality inference reach the optimum."""
+    """What Figure 4 shows at its right end: many iterations come to the certified optimum."""
     statement = (
         f"After {curves.grid[-1]:,} iterations the error is that of the certified optimum within {rules.margin:g} %."
     )

@@ -1,7 +1,7 @@
 """Speech quality over whole test sentences, and some to listen to.  python -m pdunroll.quality [experiment=...]
 
-Compares the quantized sentences with restorations by the DCT and, for each mask, norm and mode, by the operator with the
-least validation error at the certified optimum, each at that optimum. Writes to outputs/<name>/:
+Compares the quantized sentences with restorations by the DCT and, for each mask, norm and mode, by the operator
+with the least validation error at the certified optimum, each at that optimum. Writes to outputs/<name>/:
     quality.csv          one row per restoration, sentence and metric
     quality_summary.csv  means over the sentences, and the gain over the quantized ones with its interval
     audio/               the sentences to listen to, and index.json, which describes them
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
+KEY = ("restoration", "primal_mask", "step_norm", "cell")
 METRICS = ("sdr_db", "si_sdr_db", "pesq_wb", "stoi")
 
 
@@ -57,10 +58,9 @@ def assess(config: Config) -> None:
     work = Parallel(n_jobs=options.jobs or -1, return_as="generator", max_nbytes=None)(
         delayed(restored)(config, operator, test.observation[chosen]) for _, operator in models
     )
-    takes = [({"restoration": "original", "primal_mask": None, "step_norm": None, "cell": None}, test.truth[chosen])]
-    takes.append(
-        ({"restoration": "quantized", "primal_mask": None, "step_norm": None, "cell": None}, test.observation[chosen])
-    )
+    blank = dict.fromkeys(KEY)
+    takes = [({**blank, "restoration": "original"}, test.truth[chosen])]
+    takes.append(({**blank, "restoration": "quantized"}, test.observation[chosen]))
     takes += [(key, frames) for (key, _), frames in zip(models, work, strict=True)]
     signals = [(key, np.split(frames.ravel(), lengths)) for key, frames in takes]
 
@@ -97,9 +97,7 @@ def candidates(config: Config) -> list[tuple[Row, NDArray]]:
         entry = validated[run_name(key)], folder
         kind = key["step_norm"], key["primal_mask"], key["backprop"]
         best[kind] = min(best.get(kind, entry), entry)
-    found: list[tuple[Row, NDArray]] = [
-        ({"restoration": "dct", "primal_mask": None, "step_norm": None, "cell": None}, dct_operator(*shape).numpy())
-    ]
+    found: list[tuple[Row, NDArray]] = [({**dict.fromkeys(KEY), "restoration": "dct"}, dct_operator(*shape).numpy())]
     for (norm, mask, mode), (_, folder) in sorted(best.items()):
         key = {"restoration": mode, "primal_mask": mask, "step_norm": norm, "cell": folder.name}
         found.append((key, read_operator(folder, shape)))
@@ -183,17 +181,17 @@ def summary(rows: list[Row], seed: int) -> list[Row]:
     groups: dict[tuple, list[Row]] = {}
     for row in rows:
         if row["value"] is not None and base[row["file"], row["metric"]] is not None:
-            key = row["restoration"], row["primal_mask"], row["step_norm"], row["cell"], row["metric"]
+            key = *(row[part] for part in KEY), row["metric"]
             groups.setdefault(key, []).append(row)
     found = []
-    for (restoration, mask, norm, cell, metric), mine in groups.items():
+    for (*key, metric), mine in groups.items():
         gains = np.array([row["value"] - base[row["file"], metric] for row in mine])
         low = high = None
         if len(gains) > 1 and np.ptp(gains) > 0:
             interval = bootstrap((gains,), np.mean, method="percentile", rng=seed).confidence_interval
             low, high = float(interval.low), float(interval.high)
         found.append({
-            "restoration": restoration, "primal_mask": mask, "step_norm": norm, "cell": cell, "metric": metric,
+            **dict(zip(KEY, key, strict=True)), "metric": metric,
             "mean": float(np.mean([row["value"] for row in mine])), "gain": float(gains.mean()),
             "low": low, "high": high, "sentences": len(mine),
         })  # fmt: skip

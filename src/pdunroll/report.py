@@ -189,8 +189,7 @@ def training_curves(runs: Path) -> str:
 
 
 def operators(runs: Path) -> list[Row]:
-    """The DCT and, for each mask, norm and mode, the operator with the least validation error after L iterations: images
-    of K and K - DCT."""
+    """K and K - DCT for the DCT and, of each mask, norm and mode, the operator with the least validation error after L."""
     import numpy as np
     from scipy.fft import dct
 

@@ -115,7 +115,7 @@ def decades(first: int, last: int, per_decade: int = 2) -> list[int]:
 
 
 def operators(config: Config) -> list[tuple[str, str, Tensor]]:
-    """Return name, norm of the step sizes, and K in float64, of the DCT and of the trainings that `theory.cells` names."""
+    """Return name, norm of the step sizes and K (float64) of the DCT and of the trainings in `theory.cells`."""
     import torch
 
     from pdunroll.cell import RECORD, cell_key, read_operator
