@@ -7,22 +7,20 @@ same L iterations of Algorithm 1 for all of them; a new mode of backpropagation 
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from pdunroll.chambolle_pock import ChambollePock, Jacobians, State, chambolle_pock
+from pdunroll.chambolle_pock import Iterate, Masks, chambolle_pock, largest_entry, magnitude
+from pdunroll.engine import Engine, Tape, engine_for, flush_denormals, memory
 from pdunroll.errors import InputError, require_choice, require_integer
-from pdunroll.graphs import suited
-from pdunroll.kernels import scratch, tiny_is_zero
-from pdunroll.problem import PRIMAL_JACOBIANS, Box, dual_jacobian
+from pdunroll.problem import PRIMAL_MASKS
 
-ROWS = 1024  # frames times iterations that the backward pass takes at a time: outer products of so many rows are fast
+ROWS = 1024  # frames times iterations whose outer products are summed by one matrix product
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,54 +34,19 @@ class Backprop(ABC):
     primal_mask: str = "active_set"
 
     def __post_init__(self) -> None:
-        require_choice("primal_mask", self.primal_mask, tuple(PRIMAL_JACOBIANS))
+        require_choice("primal_mask", self.primal_mask, tuple(PRIMAL_MASKS))
 
     @abstractmethod
-    def forward(
-        self, algorithm: ChambollePock, operator: Tensor, observation: Tensor, iterations: int
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def forward(self, engine: Engine, K: Tensor, x: Tensor, iterations: int) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Run Algorithm 1; return y^L (B, n) and the tensors that `gradient` will need."""
 
-    def restore(self, algorithm: ChambollePock, operator: Tensor, observation: Tensor, iterations: int) -> Tensor:
-        """y^L alone, when no gradient is wanted."""
-        return self.forward(algorithm, operator, observation, iterations)[0]
+    def restore(self, engine: Engine, K: Tensor, x: Tensor, iterations: int) -> Tensor:
+        """Return y^L alone, when no gradient is wanted."""
+        return self.forward(engine, K, x, iterations)[0]
 
     @abstractmethod
-    def gradient(
-        self, algorithm: ChambollePock, operator: Tensor, kept: tuple[Tensor, ...], iterations: int, grad: Tensor
-    ) -> Tensor:
-        """grad_K of the loss, (m, n), from `kept` and `grad` = grad_y of the loss at y^L, (B, n)."""
-
-    def jacobians(
-        self,
-        algorithm: ChambollePock,
-        z_dual: Tensor,
-        z_primal: Tensor,
-        observation: Tensor,
-        out: Tensor | None = None,
-    ) -> Jacobians:
-        """Of both proximal operators at their arguments, in one iteration or in some at once.
-
-        `out` takes what the primal one has to compute for it, of the shape of z_primal.
-        """
-        primal = PRIMAL_JACOBIANS[self.primal_mask](algorithm.problem, z_primal, observation, out)
-        return Jacobians(dual_jacobian(z_dual), primal)
-
-
-class Stretch(NamedTuple):
-    """Iterations l = first + 1, ..., first + s of Algorithm 1: where they start, and the arguments of their proximal
-    operators, from which all else follows."""
-
-    state: State  # after iteration `first`
-    z_dual: Tensor  # (s, B, m)
-    z_primal: Tensor  # (s, B, n)
-
-    def before(self, algorithm: ChambollePock, box: Box, block: slice, out: Tensor) -> None:
-        """The y^{l-1} of the s iterations l of a block, into `out` (s, B, n)."""
-        first = int(block.start == 0)
-        algorithm.problem.prox_primal(self.z_primal[block.start - 1 + first : block.stop - 1], box, out[first:])
-        if first:
-            out[0] = self.state.primal
+    def gradient(self, engine: Engine, K: Tensor, kept: tuple[Tensor, ...], iterations: int, grad: Tensor) -> Tensor:
+        """Return grad_K of the loss, (m, n), from `kept` and `grad` = grad_y of the loss at y^L, (B, n)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,11 +55,11 @@ class Full(Backprop):
 
     grad_K = sum_{l=1}^{L}  sigma delta_D^l (ybar^{l-1})^T - tau psi^l (delta_P^l)^T            (the lemma)
 
-    By parts, its first sum is that of deltabar_D^l (y^{l-1})^T less theta delta_D^1 (y^0)^T, with what Algorithm 2 has
-    anyway: deltabar_D^l = delta_D^l + theta (delta_D^l - delta_D^{l+1}).
+    With ybar^{l-1} = y^{l-1} + theta (y^{l-1} - y^{l-2}) and (3), summation by parts turns its first sum into that of
+    deltabar_D^l (y^{l-1})^T less theta delta_D^1 (y^0)^T, so that ybar need not be kept.
 
-    Keeps L (m + n) numbers per frame; with `checkpoint_every` = s only every s-th state and one stretch of s
-    iterations, which are run a second time for the backward pass: s = sqrt(L) keeps the least.
+    Keeps psi, y and both masks, 5 L (m + n) bytes a frame in float32; with `checkpoint_every` = s only every s-th
+    iterate and s iterations, which are run a second time for the backward pass: s = sqrt(L) keeps the least.
     """
 
     checkpoint_every: int | None = None
@@ -106,62 +69,51 @@ class Full(Backprop):
         if self.checkpoint_every is not None:
             require_integer("checkpoint_every", self.checkpoint_every, 1)
 
-    def restore(self, algorithm, operator, observation, iterations):
-        return algorithm.iterate(operator, observation, iterations).primal
+    def restore(self, engine, K, x, iterations):
+        return engine.iterate(K, x, iterations).primal
 
-    def forward(self, algorithm, operator, observation, iterations):
-        start = algorithm.start(operator, observation)
+    def forward(self, engine, K, x, iterations):
+        every, start = self.checkpoint_every, engine.algorithm.start(K, x)
+        if every is None:
+            tape, last = self._record(engine, K, x, iterations, start)
+            return last.primal, (x, tape.dual, tape.primal, *tape.masks)
+        checkpoints = [start]
+        for first in range(0, iterations, every):
+            last = engine.iterate(K, x, min(every, iterations - first), checkpoints[-1])
+            checkpoints.append(last)
+        return last.primal, (x, *(tensor for iterate in checkpoints[:-1] for tensor in iterate))
+
+    def _record(self, engine: Engine, K: Tensor, x: Tensor, count: int, start: Iterate) -> tuple[Tape, Iterate]:
+        mask = PRIMAL_MASKS[self.primal_mask](engine.algorithm.problem.radius)
+        return engine.record(K, x, count, mask, start)
+
+    def _tapes(self, engine: Engine, K: Tensor, kept: tuple[Tensor, ...], iterations: int) -> Iterator[Tape]:
+        """Yield all iterations, the last ones first."""
+        x, *tensors = kept
         if self.checkpoint_every is None:
-            primal, stretch = self._run(algorithm, operator, observation, start, iterations)
-            return primal, (observation, stretch.z_dual, stretch.z_primal)
-        states = [start]
-        for l, iterate in enumerate(islice(algorithm.iterates(operator, observation), iterations), start=1):
-            if l % self.checkpoint_every == 0 and l < iterations:
-                states.append(iterate.state)
-        return iterate.primal, (observation, *(tensor for state in states for tensor in state))
-
-    @staticmethod
-    def _run(
-        algorithm: ChambollePock, operator: Tensor, observation: Tensor, state: State, iterations: int
-    ) -> tuple[Tensor, Stretch]:
-        """Run some iterations from `state`; return the last y and what Algorithm 2 needs of them."""
-        (B, n), m = observation.shape, len(operator)
-        stretch = Stretch(state, scratch((iterations, B, m), operator), scratch((iterations, B, n), operator))
-        return algorithm.record(operator, observation, *stretch).primal, stretch
-
-    def _stretches(
-        self, algorithm: ChambollePock, operator: Tensor, kept: tuple[Tensor, ...], iterations: int
-    ) -> Iterator[Stretch]:
-        """All iterations, stretch by stretch, the last one first."""
-        observation, *tensors = kept
-        if self.checkpoint_every is None:
-            yield Stretch(algorithm.start(operator, observation), *tensors)
+            dual, primal, *masks = tensors
+            yield Tape(dual, primal, Masks(*masks))
             return
-        for number in reversed(range(len(tensors) // 3)):
-            first = number * self.checkpoint_every
-            count = min(self.checkpoint_every, iterations - first)
-            state = State(*tensors[3 * number : 3 * number + 3])
-            yield self._run(algorithm, operator, observation, state, count)[1]
+        for number in reversed(range(len(tensors) // 5)):
+            count = min(self.checkpoint_every, iterations - number * self.checkpoint_every)
+            yield self._record(engine, K, x, count, Iterate(*tensors[5 * number : 5 * number + 5]))[0]
 
-    def gradient(self, algorithm, operator, kept, iterations, grad):
-        observation, go_on = kept[0], algorithm.adjoint_blocks(operator, grad)
-        (B, n), m, box = observation.shape, len(operator), algorithm.problem.box(observation)
-        size = max(1, min(ROWS // B, iterations))  # iterations in a block
-        memory = [scratch((size, B, length), operator) for length in (n, n, m, m)]  # of all blocks in turn
-        first, second = torch.zeros_like(operator), torch.zeros_like(operator)  # the lemma's sums
-        for stretch in self._stretches(algorithm, operator, kept, iterations):
-            for end in range(len(stretch.z_dual), 0, -size):
-                block = slice(max(0, end - size), end)
-                z_dual, z_primal = stretch.z_dual[block], stretch.z_primal[block]  # (s, B, m), (s, B, n)
-                delta_primal, primal, delta_dual_bar, dual = (part[: len(z_dual)] for part in memory)
-                jacobians = self.jacobians(algorithm, z_dual, z_primal, observation, out=delta_primal)
-                adjoint = go_on(jacobians, delta_primal, delta_dual_bar)
-                stretch.before(algorithm, box, block, primal)
-                algorithm.library.add_outer(first, delta_dual_bar.flatten(0, 1), primal.flatten(0, 1))
-                algorithm.problem.prox_dual(z_dual, dual)
-                algorithm.library.add_outer(second, dual.flatten(0, 1), delta_primal.flatten(0, 1))
-        algorithm.library.add_outer(first, -algorithm.theta * adjoint.dual, stretch.state.primal)
-        return algorithm.sigma * first - algorithm.tau * second
+    def gradient(self, engine, K, kept, iterations, grad):
+        sigma, tau, theta = engine.algorithm.sigma, engine.algorithm.tau, engine.algorithm.theta
+        (B, n), m, total = grad.shape, len(K), torch.zeros_like(K, memory_format=torch.contiguous_format)
+        size = max(1, min(ROWS // max(B, 1), iterations))  # iterations in a block
+        delta_primal, delta_dual_bar = memory((size, B, n), K), memory((size, B, m), K)
+        adjoint = engine.algorithm.adjoint_start(K, grad)
+        for tape in self._tapes(engine, K, kept, iterations):
+            for end in range(len(tape.dual), 0, -size):
+                l = slice(max(0, end - size), end)
+                masks = Masks(tape.masks.dual[l], tape.masks.primal[l])
+                deltas = delta_primal[: len(masks.dual)], delta_dual_bar[: len(masks.dual)]
+                adjoint = engine.backward(K, masks, adjoint, *deltas)
+                engine.add_outer(total, sigma, deltas[1].flatten(0, 1), tape.primal[l].flatten(0, 1))
+                engine.add_outer(total, -tau, tape.dual[l].flatten(0, 1), deltas[0].flatten(0, 1))
+        engine.add_outer(total, -sigma * theta, adjoint.dual, tape.primal[0])
+        return total
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,44 +132,48 @@ class Truncated(Backprop):
         super().__post_init__()
         require_integer("backprop.iterations (b)", self.iterations, 1)
 
-    def forward(self, algorithm, operator, observation, iterations):
-        iterate = algorithm.iterate(operator, observation, iterations)
-        return iterate.primal, (observation, *iterate[:4])
+    def forward(self, engine, K, x, iterations):
+        last = engine.iterate(K, x, iterations)
+        mask = PRIMAL_MASKS[self.primal_mask](engine.algorithm.problem.radius)
+        return last.primal, (last.dual, last.primal, *engine.algorithm.masks(last, x, mask))
 
-    def gradient(self, algorithm, operator, kept, iterations, grad):
+    def gradient(self, engine, K, kept, iterations, grad):
         b = min(iterations, self.iterations) if self.primal_mask == "released" else self.iterations
-        return next(self.gradients(algorithm, operator, kept, [b], grad))
+        return next(self.gradients(engine, K, kept, [b], grad))
 
     def gradients(
-        self, algorithm: ChambollePock, operator: Tensor, kept: tuple[Tensor, ...], counts: Iterable[int], grad: Tensor
+        self, engine: Engine, K: Tensor, kept: tuple[Tensor, ...], counts: Iterable[int], grad: Tensor
     ) -> Iterator[Tensor]:
-        """The gradient for each b of `counts`, which ascend, from one run of Algorithm 2."""
-        observation, z_dual, dual, z_primal, primal = kept
-        jacobians = self.jacobians(algorithm, z_dual, z_primal, observation)
-        sums = torch.zeros_like(primal), torch.zeros_like(dual)
-        adjoint, done = algorithm.adjoint_start(operator, grad), 0
+        """Yield the gradient for each b of `counts`, which ascend, from one run of Algorithm 2."""
+        dual, primal, *masks = kept
+        delta_primal, delta_dual = torch.zeros_like(primal), torch.zeros_like(dual)  # the sums
+        adjoint, done = engine.algorithm.adjoint_start(K, grad), 0
         for b in counts:
-            adjoint, done = algorithm.adjoint_sums(operator, jacobians, b - done, adjoint, sums), b
-            yield algorithm.sigma * (sums[1].T @ primal) - algorithm.tau * (dual.T @ sums[0])
+            adjoint = engine.backward_sums(K, Masks(*masks), b - done, adjoint, (delta_primal, delta_dual))
+            done = b
+            total = torch.zeros_like(K, memory_format=torch.contiguous_format)
+            engine.add_outer(total, engine.algorithm.sigma, delta_dual, primal)
+            engine.add_outer(total, -engine.algorithm.tau, dual, delta_primal)
+            yield total
 
 
 class _Unrolled(torch.autograd.Function):
     """Hands a strategy's gradient to autograd."""
 
     @staticmethod
-    def forward(ctx, operator, observation, algorithm, iterations, backprop):
-        primal, kept = backprop.forward(algorithm, operator, observation, iterations)
+    def forward(ctx, operator, observation, engine, iterations, backprop):
+        primal, kept = backprop.forward(engine, operator, observation, iterations)
         ctx.save_for_backward(operator, *kept)
-        ctx.settings = algorithm, iterations, backprop
+        ctx.settings = engine, iterations, backprop
         return primal
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
         operator, *kept = ctx.saved_tensors
-        algorithm, iterations, backprop = ctx.settings
-        with tiny_is_zero():
-            gradient = backprop.gradient(algorithm, operator, tuple(kept), iterations, grad)
+        engine, iterations, backprop = ctx.settings
+        with flush_denormals():
+            gradient = backprop.gradient(engine, operator, tuple(kept), iterations, grad)
         return gradient, None, None, None, None
 
 
@@ -252,6 +208,33 @@ def unroll(
     Raises:
         InputError: (a ValueError) for shapes, dtypes or settings out of range.
     """
+    strategy = Full() if backprop is None else backprop
+    check(operator, observation, iterations, strategy)
+    settings = {
+        "radius": radius, "step_ratio": step_ratio, "extrapolation": extrapolation, "step_norm": step_norm
+    }  # fmt: skip
+    algorithm = chambolle_pock(operator, **settings)
+    if not SAFE[0] < algorithm.sigma * algorithm.tau < SAFE[1]:  # the same iterates with a scaled K, without underflow
+        operator = operator / magnitude(operator)
+        algorithm = chambolle_pock(operator, **settings)
+    engine = engine_for(algorithm, operator)
+    with flush_denormals():
+        if not (operator.requires_grad and torch.is_grad_enabled()):
+            return strategy.restore(engine, operator, observation, iterations)
+        return _Unrolled.apply(operator, observation, engine, iterations, strategy)
+
+
+SAFE = 2.0**-80, 2.0**80  # of sigma tau = 0.99^2 / ||K||^2: the products with K stay in the range of float32
+
+
+def check(operator: Tensor, observation: Tensor, iterations: int, backprop: Backprop) -> None:
+    """Raise `InputError` for what `unroll` can't take."""
+    if not isinstance(operator, Tensor) or not isinstance(observation, Tensor):
+        raise InputError(
+            f"operator and observation must be tensors, got {type(operator).__name__} and {type(observation).__name__}"
+        )
+    if operator.layout != torch.strided or observation.layout != torch.strided:
+        raise InputError("operator and observation must be dense tensors; call to_dense() first")
     if operator.ndim != 2 or observation.ndim != 2 or operator.shape[1] != observation.shape[1]:
         shapes = f"{tuple(operator.shape)} and {tuple(observation.shape)}"
         raise InputError(f"operator and observation must have shapes (m, n) and (B, n), got {shapes}")
@@ -261,13 +244,10 @@ def unroll(
         )
     if observation.requires_grad:
         raise InputError("observation requires a gradient, which is not defined here; detach it")
+    if observation.numel() and not math.isfinite(largest_entry(observation)):
+        raise InputError("observation holds NaN or infinite samples; replace them")
     require_integer("iterations (L)", iterations, 1)
-    algorithm = chambolle_pock(
-        operator, radius=radius, step_ratio=step_ratio, extrapolation=extrapolation, step_norm=step_norm
-    )
-    algorithm = suited(algorithm, operator.device)
-    strategy = Full() if backprop is None else backprop
-    with tiny_is_zero():
-        if not (operator.requires_grad and torch.is_grad_enabled()):
-            return strategy.restore(algorithm, operator, observation, iterations)
-        return _Unrolled.apply(operator, observation, algorithm, iterations, strategy)
+    if not isinstance(backprop, Backprop):
+        raise InputError(
+            f"backprop must be a strategy such as pdunroll.Full() or pdunroll.Truncated(), got {backprop!r}"
+        )

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pdunroll.backprop import Backprop
-    from pdunroll.chambolle_pock import ChambollePock
+    from pdunroll.engine import Engine
 
 log = logging.getLogger(__name__)
 
@@ -190,20 +190,23 @@ def products(mode: str, depth: int) -> int:
 
 
 def product_rate(m: int, n: int, device: str = "cpu") -> float:
-    """The best rate of a float32 product of frames with an operator over sizes and libraries, in FLOP/s."""
+    """Return the best rate of a float32 product of frames with an operator over sizes and libraries, in FLOP/s."""
     import torch
 
-    from pdunroll.kernels import OneDNN, Plain
+    from pdunroll.chambolle_pock import chambolle_pock
+    from pdunroll.engine import CompiledEngine, Engine, compiled_loops
 
     best = 0.0
-    libraries = (Plain(), OneDNN()) if device == "cpu" and torch.backends.mkldnn.is_available() else (Plain(),)
     for rows in (32, 128, 512, 2048):
         operator, base, x = (torch.randn(*shape, device=device) for shape in ((m, n), (rows, m), (rows, n)))
-        for library in libraries:
-            product = library.product(operator, 1.0, rows)
+        algorithm = chambolle_pock(operator, radius=1.0)
+        engines: list[Engine] = [Engine(algorithm)]
+        if device == "cpu":
+            engines += [CompiledEngine(algorithm, product) for product in compiled_loops()[1]]
+        for engine in engines:
             repeats = max(1, 2048 // rows)
             for _ in range(3):
-                seconds = timed(lambda: [product(base, x) for _ in range(repeats)], device)  # noqa: B023
+                seconds = timed(lambda: [engine.product(base, x, operator, 1.0) for _ in range(repeats)], device)  # noqa: B023
                 best = max(best, 2 * rows * m * n * repeats / seconds)
     return best
 
@@ -364,19 +367,19 @@ def on_gpu(config: Config, device: str = "cuda") -> list[Row]:
     """Forward pass and gradient at the largest L, by graphs and kernel by kernel, and the limit. Untested on CUDA."""
     from pdunroll.backprop import Full, Truncated
     from pdunroll.chambolle_pock import chambolle_pock
-    from pdunroll.graphs import graphed
+    from pdunroll.engine import Engine, GraphedEngine
 
     depth, rows = max(config.benchmark.depths), []
     for batch in config.benchmark.batches:
         given = problem(config, batch)
         K, y, x = (tensor.detach().to(device) for tensor in given[:3])
         algorithm = chambolle_pock(K, radius=given.radius)
-        kinds = {"by graphs": graphed(algorithm), "kernel by kernel": algorithm}
+        kinds = {"by graphs": GraphedEngine(algorithm), "kernel by kernel": Engine(algorithm)}
         rate = product_rate(*K.shape, device)
         for mode, backprop in {"full": Full(), "truncated": Truncated(iterations=B_TRUNCATED)}.items():
 
             def step(
-                kind: ChambollePock, backprop: Backprop = backprop, K: Tensor = K, y: Tensor = y, x: Tensor = x
+                kind: Engine, backprop: Backprop = backprop, K: Tensor = K, y: Tensor = y, x: Tensor = x
             ) -> Tensor:
                 primal, kept = backprop.forward(kind, K, x, depth)
                 return backprop.gradient(kind, K, kept, depth, primal - y)

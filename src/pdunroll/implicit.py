@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pdunroll.backprop import Backprop
 from pdunroll.chambolle_pock import ChambollePock, Masks
+from pdunroll.engine import Engine
 from pdunroll.errors import InputError, require_positive
 from pdunroll.optimum import Point, RestartedHalpern, duality_gap, free, gathered, lu_factors, polish, solve, trivial
 
@@ -51,7 +52,8 @@ class Implicit(Backprop):
         if self.primal_mask != "active_set":
             raise InputError(f"Implicit needs primal_mask=active_set, got {self.primal_mask!r}: others have no limit")
 
-    def forward(self, algorithm, operator, observation, iterations):
+    def forward(self, engine, operator, observation, iterations):
+        algorithm = engine.algorithm
         easy = trivial(algorithm.problem, observation)
         x = observation[~easy]
         primal = torch.zeros_like(observation)
@@ -60,13 +62,14 @@ class Implicit(Backprop):
         )
         if len(x):
             if self.tolerance is None:
-                primal[~easy], masks = self._iterate(algorithm, operator, x, iterations)
+                primal[~easy], masks = self._iterate(engine, operator, x, iterations)
             else:
                 primal[~easy], masks = self._solve(algorithm, operator, x)
         return primal, (primal[~easy], masks.dual, masks.primal, ~easy)
 
-    def _iterate(self, algorithm: ChambollePock, operator: Tensor, x: Tensor, iterations: int) -> tuple[Tensor, Masks]:
-        iterate = algorithm.iterate(operator, x, iterations)
+    def _iterate(self, engine: Engine, operator: Tensor, x: Tensor, iterations: int) -> tuple[Tensor, Masks]:
+        algorithm = engine.algorithm
+        iterate = engine.iterate(operator, x, iterations)
         masks = free(algorithm.problem, Point(*iterate[:4]), x)
         if not self.polished:
             return iterate.primal, masks
@@ -90,7 +93,7 @@ class Implicit(Backprop):
         masks = Masks(found.dual.abs() < inside, (found.primal - x).abs() < inside * radius)
         return found.primal.to(x.dtype), masks
 
-    def gradient(self, algorithm, operator, kept, iterations, grad):
+    def gradient(self, engine, operator, kept, iterations, grad):
         primal, dual_free, primal_free, hard = kept
         masks = Masks(dual_free, primal_free)
         multiplier, vertex = multipliers(operator.double(), masks, grad[hard].double())

@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pdunroll.chambolle_pock import ChambollePock, Masks, State
+from pdunroll.chambolle_pock import ChambollePock, Iterate, Masks
+from pdunroll.engine import engine_for
 from pdunroll.optimum import Point, duality_gap, free
 from pdunroll.settled import Vertex, later, stays, vertex
 
@@ -48,6 +49,11 @@ def error_curve(
     return errors, gaps
 
 
+def state(iterate: Iterate) -> tuple[Tensor, Tensor, Tensor]:
+    """What the next iteration depends on."""
+    return iterate.dual, iterate.primal, iterate.extrapolated
+
+
 LOOK, PACE = 200, 1.15  # when to look for frames that may leave: first, and by which factor later each time
 
 
@@ -59,10 +65,10 @@ def _curve(
     errors = truth.new_empty(len(grid), len(truth))
     gaps = truth.new_empty(len(truth), dtype=torch.float64)
     active = torch.arange(len(truth), device=truth.device)
-    last: tuple[State, Masks] | None = None  # at the last look
+    last: tuple[Iterate, Masks] | None = None  # at the last look
     vertices: dict[int, Vertex | None] = {}  # of frames whose masks have stayed since
-    place, look = 0, LOOK
-    iterates = algorithm.iterates(operator, observation)
+    place, look, count = 0, LOOK, 0
+    engine, iterate = engine_for(algorithm, operator), algorithm.start(operator, observation)
 
     def mse(primal: Tensor, frames: Tensor) -> Tensor:
         return (primal - truth[frames]).square().mean(dim=-1)
@@ -72,8 +78,9 @@ def _curve(
             algorithm.problem, wide, observation[frames].double(), primal.double(), dual.double()
         )
 
-    for count in range(1, grid[-1] + 1):
-        iterate = next(iterates)
+    while count < grid[-1]:
+        following = min(grid[place], look)
+        iterate, count = engine.iterate(operator, observation[active], following - count, iterate), following
         if count == grid[place]:
             errors[place, active] = mse(iterate.primal, active)
             place += 1
@@ -86,7 +93,8 @@ def _curve(
         masks = free(algorithm.problem, Point(*iterate[:4]), observation[active])
         gone = torch.zeros(len(active), dtype=torch.bool, device=active.device)
         if last is not None:
-            gone = torch.stack([(a == b).all(dim=1) for a, b in zip(iterate.state, last[0], strict=True)]).all(dim=0)
+            unmoved = [(a == b).all(dim=1) for a, b in zip(state(iterate), state(last[0]), strict=True)]
+            gone = torch.stack(unmoved).all(dim=0)
             errors[place:, active[gone]] = mse(iterate.primal[gone], active[gone])
             leave(active[gone], iterate.primal[gone], iterate.dual[gone])
             same = torch.stack([(a == b).all(dim=1) for a, b in zip(masks, last[1], strict=True)]).all(dim=0) & ~gone
@@ -108,7 +116,6 @@ def _curve(
         active = active[keep]
         if not len(active):
             break
-        last = State(*(part[keep] for part in iterate.state)), Masks(*(part[keep] for part in masks))
-        if gone.any():
-            iterates = algorithm.iterates(operator, observation[active], last[0])
+        iterate = Iterate(*(part[keep] for part in iterate))
+        last = iterate, Masks(*(part[keep] for part in masks))
     return errors, gaps

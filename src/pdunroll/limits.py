@@ -6,7 +6,7 @@ Each function returns rows of a tidy table. `theory.py` says for which operators
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import islice, repeat
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,9 +15,10 @@ from torch import Tensor
 
 from pdunroll.backprop import Full, Truncated
 from pdunroll.chambolle_pock import ChambollePock, Masks
+from pdunroll.engine import engine_for
 from pdunroll.implicit import multipliers
 from pdunroll.optimum import Point, Solution, free, solve
-from pdunroll.problem import PRIMAL_JACOBIANS
+from pdunroll.problem import PRIMAL_MASKS, dual_mask
 
 Row = dict[str, Any]
 
@@ -62,21 +63,22 @@ def fidelity(
     """
     optimum = limit(algorithm, operator, truth, observation)
     reference = -(optimum.multiplier.T @ optimum.solution.primal)
+    engine = engine_for(algorithm, operator)
     rows: list[Row] = []
     for depth in depths:
-        for mask in PRIMAL_JACOBIANS:
+        for mask in PRIMAL_MASKS:
             strategy = Full(primal_mask=mask, checkpoint_every=max(1, round(depth**0.5)))
-            primal, kept = strategy.forward(algorithm, operator, observation, depth)
+            primal, kept = strategy.forward(engine, operator, observation, depth)
             grad = primal - truth
-            full = strategy.gradient(algorithm, operator, kept, depth, grad)
+            full = strategy.gradient(engine, operator, kept, depth, grad)
             row = {"backprop": "full", "primal_mask": mask, "l": depth, "b": None}
             rows.append({**row, **compare("limit", full, reference), "full_error": None, "full_cosine": None})
             if depth not in truncated_at:
                 continue
             truncated = Truncated(primal_mask=mask)
-            kept = truncated.forward(algorithm, operator, observation, depth)[1]
+            kept = truncated.forward(engine, operator, observation, depth)[1]
             counts = sorted(set(backward))
-            gradients = truncated.gradients(algorithm, operator, kept, counts, grad)
+            gradients = truncated.gradients(engine, operator, kept, counts, grad)
             for b, gradient in zip(counts, gradients, strict=True):
                 row = {"backprop": "truncated", "primal_mask": mask, "l": depth, "b": b}
                 rows.append({**row, **compare("limit", gradient, reference), **compare("full", gradient, full)})
@@ -109,15 +111,15 @@ def decay(
     """
     norms: list[Row] = []
     fits: list[Row] = []
-    for name in PRIMAL_JACOBIANS:
-        jacobians = Full(primal_mask=name).jacobians(algorithm, point.z_dual, point.z_primal, observation)
-        masks = jacobians.masks()
+    for name, mask in PRIMAL_MASKS.items():
+        masks = Masks(dual_mask(point.z_dual), mask(algorithm.problem.radius).of(point.z_primal, observation))
         kernels = [kernel(operator, Masks(d, p)) for d, p in zip(*masks, strict=True)]
-        adjoints = algorithm.adjoints(operator, repeat(jacobians, max(grid)), point.primal - truth)
+        adjoint = algorithm.adjoint_start(operator, point.primal - truth)
         sum_primal, sum_dual = torch.zeros_like(point.primal), torch.zeros_like(point.dual)
         wanted = set(grid)
         history = []
-        for count, (delta_primal, delta_dual, _) in enumerate(adjoints, start=1):
+        for count in range(1, max(grid) + 1):
+            delta_primal, delta_dual, _ = adjoint = algorithm.adjoint_step(operator, masks, adjoint)
             sum_primal += delta_primal
             sum_dual += delta_dual
             if count not in wanted:

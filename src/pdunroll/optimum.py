@@ -18,10 +18,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pdunroll.chambolle_pock import ChambollePock, Jacobians, Masks, State, chambolle_pock, magnitude
+from pdunroll.chambolle_pock import ChambollePock, Iterate, Masks, chambolle_pock, magnitude
+from pdunroll.engine import engine_for
 from pdunroll.errors import InputError, require_integer, require_positive
-from pdunroll.kernels import Product
-from pdunroll.problem import Dequantization, active_set, dual_jacobian
+from pdunroll.problem import Dequantization, active_set, dual_mask
 
 
 class Solution(NamedTuple):
@@ -85,13 +85,13 @@ class PlainChambollePock(Algorithm):
     """Chambolle-Pock as it stands (Algorithm 1)."""
 
     def points(self, algorithm, operator, observation, start):
-        state = None if start is None else State(start.dual, start.primal, start.primal)
+        engine = engine_for(algorithm, operator)
+        iterate = algorithm.start(operator, observation) if start is None else Iterate(*start, start.primal)
         while True:
-            for iterate in algorithm.iterates(operator, observation, state):
-                keep = yield Point(*iterate[:4])
-                if keep is not None:
-                    observation, state = observation[keep], State(*(part[keep] for part in iterate.state))
-                    break
+            iterate = engine.iterate(operator, observation, 1, iterate)
+            keep = yield Point(*iterate[:4])
+            if keep is not None:
+                observation, iterate = observation[keep], Iterate(*(part[keep] for part in iterate))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,12 +124,12 @@ class RestartedHalpern(Algorithm):
         k, total = torch.zeros_like(column), 0
         first, last = column * torch.inf, column * torch.inf  # residuals: at the restart, at the last look
         box = algorithm.problem.box(observation)
-        plus_k, minus_kt = self.products(algorithm, operator, B)
+        product, transposed = engine_for(algorithm, operator).product, operator.T
         while True:
             sigma, tau = scale * weight, scale / weight
-            z_primal = tau * minus_kt(y / tau, psi)  # y - tau K^T psi
+            z_primal = tau * product(y / tau, psi, transposed, -1.0)  # y - tau K^T psi
             y_next = algorithm.problem.prox_primal(z_primal, box)
-            z_dual = sigma * plus_k(psi / sigma, 2.0 * y_next - y)  # psi + sigma K (2 y_next - y)
+            z_dual = sigma * product(psi / sigma, 2.0 * y_next - y, operator, 1.0)  # psi + sigma K (2 y_next - y)
             psi_next = algorithm.problem.prox_dual(z_dual)
             keep = yield Point(z_dual, psi_next, z_primal, y_next)
             total += 1
@@ -164,17 +164,11 @@ class RestartedHalpern(Algorithm):
                     tensor[keep] for tensor in (observation, weight, y, psi, y0, psi0, k, first, last)
                 )
                 box = algorithm.problem.box(observation)
-                plus_k, minus_kt = self.products(algorithm, operator, len(observation))
-
-    @staticmethod
-    def products(algorithm: ChambollePock, operator: Tensor, batch: int) -> tuple[Product, Product]:
-        """(base, y) -> base + K y and (base, psi) -> base - K^T psi: the step sizes are the frames' own."""
-        return algorithm.library.product(operator, 1.0, batch), algorithm.library.product(operator.T, -1.0, batch)
 
 
 def free(problem: Dequantization, point: Point, observation: Tensor) -> Masks:
     """Which entries of psi and y are free, that is not held by a projection."""
-    return Jacobians(dual_jacobian(point.z_dual), active_set(problem, point.z_primal, observation)).masks()
+    return Masks(dual_mask(point.z_dual), active_set(problem.radius).of(point.z_primal, observation))
 
 
 def gathered(operator: Tensor, masks: Masks) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -273,7 +267,7 @@ SINGLE = 2000  # iterations in float32 first, twice as fast; the gap and the ver
 def _solve(operator, observation, radius, tolerance, max_iterations, strategy):
     wide, x = operator.double(), observation.double()
     wide = wide / magnitude(wide)  # the same optima, to the bit, and within the range of float32
-    steps = chambolle_pock(wide, radius=radius)
+    steps = chambolle_pock(wide, radius=radius, step_norm="spectral")  # the largest steps
     result = Solution(
         primal=torch.zeros_like(x),
         dual=x.new_zeros(len(x), len(wide)),

@@ -8,10 +8,8 @@ Source: Brauer and Lorenz (EUSIPCO 2023), section "Speech dequantization".
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -38,70 +36,55 @@ class Dequantization:
         require_positive("radius", self.radius)
 
     def objective(self, operator: Tensor, primal: Tensor) -> Tensor:
-        """||K y||_1 of each frame; primal (B, n) -> (B,)."""
+        """Return ||K y||_1 of each frame; primal (B, n) -> (B,)."""
         return (primal @ operator.T).abs().sum(dim=1)
 
-    def prox_dual(self, z_dual: Tensor, out: Tensor | None = None) -> Tensor:
-        """prox of sigma F*: the projection onto {||psi||_inf <= 1}, whatever sigma."""
-        return torch.clamp(z_dual, -1.0, 1.0, out=out)
+    def prox_dual(self, z_dual: Tensor) -> Tensor:
+        """Return the prox of sigma F*: the projection onto {||psi||_inf <= 1}, whatever sigma."""
+        return torch.clamp(z_dual, -1.0, 1.0)
 
     def box(self, observation: Tensor) -> Box:
-        """The feasible y of each frame: from x - radius to x + radius."""
+        """Return the feasible y of each frame: from x - radius to x + radius."""
         return Box(observation - self.radius, observation + self.radius)
 
-    def prox_primal(self, z_primal: Tensor, box: Box, out: Tensor | None = None) -> Tensor:
-        """prox of tau G(. - x): the projection onto the box, whatever tau."""
-        return torch.clamp(z_primal, *box, out=out)
+    def prox_primal(self, z_primal: Tensor, box: Box) -> Tensor:
+        """Return the prox of tau G(. - x): the projection onto the box, whatever tau."""
+        return torch.clamp(z_primal, *box)
 
 
-@cache
-def _above(bound: float, dtype: torch.dtype) -> float:
-    """The least number of `dtype` above what `bound` is in it."""
-    return torch.tensor(bound, dtype=dtype).nextafter(torch.tensor(math.inf, dtype=dtype)).item()
+class PrimalMask(NamedTuple):
+    """A Jacobian of the primal projection: diagonal, 1 where |z_P - shift * x| <= bound and 0 elsewhere."""
 
-
-class Jacobian(NamedTuple):
-    """Of the projection onto [-bound, bound] at `argument`: diagonal, 1 where |argument| <= bound and 0 elsewhere."""
-
-    argument: Tensor
+    shift: float
     bound: float
 
-    def times(self, delta: Tensor, out: Tensor | None = None) -> Tensor:
-        """Jacobian x delta without writing out a mask; `out` may be the argument's own memory."""
-        above = _above(self.bound, delta.dtype)  # torch's function of this kind leaves out the borders
-        if out is None:
-            return torch.ops.aten.hardtanh_backward(delta, self.argument, -above, above)
-        return torch.ops.aten.hardtanh_backward.grad_input(delta, self.argument, -above, above, grad_input=out)
-
-    def mask(self) -> Tensor:
-        """The diagonal, as booleans."""
-        return self.argument.abs() <= self.bound
+    def of(self, z_primal: Tensor, observation: Tensor) -> Tensor:
+        """Return the diagonal at z_P (..., n) as booleans."""
+        return torch.sub(z_primal, observation, alpha=self.shift).abs() <= self.bound
 
 
-def dual_jacobian(z_dual: Tensor) -> Jacobian:
-    """Of `prox_dual` at z_D: 1 where |z_D| <= 1. This one is not disputed."""
-    return Jacobian(z_dual, 1.0)
+def dual_mask(z_dual: Tensor) -> Tensor:
+    """Return the diagonal of the Jacobian of `prox_dual` at z_D, as booleans: 1 where |z_D| <= 1."""
+    return z_dual.abs() <= 1.0
 
 
-# ... but of the primal one there are two, and they decide what training achieves. `out` takes the argument.
+def active_set(radius: float) -> PrimalMask:
+    """Return the paper's formula, the Jacobian of `prox_primal`: 1 where |z_P - x| <= radius."""
+    return PrimalMask(1.0, radius)
 
 
-def active_set(problem: Dequantization, z_primal: Tensor, observation: Tensor, out: Tensor | None = None) -> Jacobian:
-    """The paper's formula, the Jacobian of `prox_primal`: 1 where |z_P - x| <= radius."""
-    return Jacobian(torch.sub(z_primal, observation, out=out), problem.radius)
+def released(radius: float) -> PrimalMask:
+    """Return what the authors' released code computes instead: 1 where |z_P - 2 x| <= 1.
 
-
-def released(problem: Dequantization, z_primal: Tensor, observation: Tensor, out: Tensor | None = None) -> Jacobian:
-    """What the authors' released code computes instead: 1 where |z_P - 2 x| <= 1.
-
-    Its z_P has x subtracted already, the backward pass subtracts x once more and compares with 1 instead
-    of the radius (`chrbraue/primal_dual_networks`, folder eusipco2023, commit 032c7bb). On speech nearly all
-    entries are 1: the gradient passes straight through the projection.
+    Its z_P has x subtracted already, the backward pass subtracts x once more and compares with 1 instead of the
+    radius (`chrbraue/primal_dual_networks`, folder eusipco2023, commit 032c7bb). On speech nearly all entries are 1:
+    the gradient passes straight through the projection.
     """
-    return Jacobian(torch.sub(z_primal, observation, alpha=2.0, out=out), 1.0)
+    return PrimalMask(2.0, 1.0)
 
 
-PRIMAL_JACOBIANS: dict[str, Callable[..., Jacobian]] = {"active_set": active_set, "released": released}
+# The two decide what training achieves.
+PRIMAL_MASKS: dict[str, Callable[[float], PrimalMask]] = {"active_set": active_set, "released": released}
 
 
 def dct_operator(rows: int, columns: int, dtype: torch.dtype = torch.float32) -> Tensor:

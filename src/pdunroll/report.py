@@ -189,7 +189,7 @@ def training_curves(runs: Path) -> str:
 
 
 def operators(runs: Path) -> list[Row]:
-    """K and K - DCT for the DCT and, of each mask, norm and mode, the operator with the least validation error after L."""
+    """K and K - DCT of the DCT and, for each mask, norm and mode, of the operator that validated best after L."""
     import numpy as np
     from scipy.fft import dct
 

@@ -65,6 +65,7 @@ def _train(config: Config, strategy: Backprop, cell: Cell) -> float:
     from pytorch_lightning.loggers import WandbLogger
 
     from pdunroll.cell import environment
+    from pdunroll.engine import product_name
     from pdunroll.frames import load
     from pdunroll.network import UnrolledNetwork
     from pdunroll.plotting import diverging
@@ -113,6 +114,7 @@ def _train(config: Config, strategy: Backprop, cell: Cell) -> float:
             "seconds": history.seconds,
             "seconds_per_epoch": history.seconds / config.optimization.epochs,
             "threads": config.trainer.threads,
+            "product": product_name() if config.trainer.accelerator == "cpu" else "cuda",
         }
         cell.finish(operator, results)  # before anything is uploaded
         if tracker:

@@ -130,7 +130,8 @@ class UnrolledTraining(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         first, last = self.optimization.learning_rate, self.optimization.final_learning_rate
-        optimizer = torch.optim.Adam(self.network.parameters(), lr=first, eps=self.optimization.adam_epsilon)
+        epsilon = self.optimization.adam_epsilon
+        optimizer = torch.optim.Adam(self.network.parameters(), lr=first, eps=epsilon, fused=True)
 
         def factor(step: int) -> float:
             return 1 + (last / first - 1) * min(step / self.decay, 1)
