@@ -17,7 +17,7 @@ from filelock import FileLock
 from hypothesis import settings
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pdunroll import graphs
+from pdunroll import engine
 from pdunroll.config import run
 
 settings.register_profile("same", derandomize=True)  # the same examples at each run
@@ -128,13 +128,15 @@ def environment(project: Path) -> dict[str, str]:
 
 @pytest.fixture
 def captures(monkeypatch):
-    """The functions captured so far; like a graph, a recording is right only if all that changes is in its inputs."""
+    """The loops captured so far; like a graph, a recording is right only if all that changes is in its inputs."""
     names = []
 
     def captured(function, inputs):
-        names.append(function.__qualname__.split(".")[1])
+        names.append(function.func.__name__)
         recording = make_fx(function)(*(tensor.clone() for tensor in inputs))
-        outputs = tuple(torch.full_like(tensor, torch.nan) for tensor in recording(*inputs))
+        outputs = tuple(
+            torch.full_like(tensor, torch.nan if tensor.is_floating_point() else 0) for tensor in recording(*inputs)
+        )
 
         def replay():
             for place, tensor in zip(outputs, recording(*inputs), strict=True):
@@ -142,7 +144,7 @@ def captures(monkeypatch):
 
         return replay, outputs
 
-    monkeypatch.setattr(graphs, "captured", captured)
-    monkeypatch.setattr(graphs, "_graphs", OrderedDict())
-    monkeypatch.setattr(graphs, "STRETCH", 5)
+    monkeypatch.setattr(engine, "captured", captured)
+    monkeypatch.setattr(engine, "_graphs", OrderedDict())
+    monkeypatch.setattr(engine, "SEGMENT", 5)
     return names

@@ -11,6 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -208,11 +209,17 @@ def unroll(
     Raises:
         InputError: (a ValueError) for shapes, dtypes or settings out of range.
     """
-    strategy = Full() if backprop is None else backprop
-    check(operator, observation, iterations, strategy)
     settings = {
         "radius": radius, "step_ratio": step_ratio, "extrapolation": extrapolation, "step_norm": step_norm
     }  # fmt: skip
+    run = _outside_of_graphs if torch.compiler.is_compiling() else _unroll
+    return run(operator, observation, iterations, Full() if backprop is None else backprop, settings)
+
+
+def _unroll(
+    operator: Tensor, observation: Tensor, iterations: int, backprop: Backprop, settings: dict[str, Any]
+) -> Tensor:
+    check(operator, observation, iterations, backprop)
     algorithm = chambolle_pock(operator, **settings)
     if not SAFE[0] < algorithm.sigma * algorithm.tau < SAFE[1]:  # the same iterates with a scaled K, without underflow
         operator = operator / magnitude(operator)
@@ -220,9 +227,11 @@ def unroll(
     engine = engine_for(algorithm, operator)
     with flush_denormals():
         if not (operator.requires_grad and torch.is_grad_enabled()):
-            return strategy.restore(engine, operator, observation, iterations)
-        return _Unrolled.apply(operator, observation, engine, iterations, strategy)
+            return backprop.restore(engine, operator, observation, iterations)
+        return _Unrolled.apply(operator, observation, engine, iterations, backprop)
 
+
+_outside_of_graphs = torch._disable_dynamo(_unroll)  # torch.compile breaks its graph here
 
 SAFE = 2.0**-80, 2.0**80  # of sigma tau = 0.99^2 / ||K||^2: the products with K stay in the range of float32
 

@@ -110,7 +110,8 @@ def chambolle_pock(
     """
     require_positive("step_ratio", step_ratio)
     require_choice("step_norm", step_norm, tuple(STEP_NORMS))
-    if not 0.0 <= extrapolation <= 1.0:
+    number = isinstance(extrapolation, int | float) and not isinstance(extrapolation, bool)
+    if not (number and 0.0 <= extrapolation <= 1.0):
         raise InputError(f"extrapolation must be in [0, 1], got {extrapolation!r}")
     norm = STEP_NORMS[step_norm](operator)
     if norm == 0.0:
