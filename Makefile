@@ -29,5 +29,6 @@ lint: .venv/installed
 	$(BIN)/pip install --disable-pip-version-check $(addprefix --constraint ,$(LOCK)) --editable '.[dev]'
 	touch $@
 
-clean:
-	rm -rf .venv outputs multirun
+clean: # all that git ignores there; the committed record of the paper's runs stays
+	rm -rf .venv
+	git clean -qfdX outputs multirun

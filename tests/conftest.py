@@ -97,7 +97,8 @@ def copy_repository(folder: Path) -> None:
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
     for name in listed.stdout.splitlines():
-        if (ROOT / name).is_file() and not name.startswith("tests/") and name != "dvc.lock":
+        left_out = name.startswith(("tests/", "multirun/", "outputs/")) or name == "dvc.lock"
+        if (ROOT / name).is_file() and not left_out:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
     replace(folder / "conf/chain.yaml", "experiment: demo", "experiment: smoke")
