@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import re
 import shutil
@@ -50,6 +51,27 @@ def call(monkeypatch, capfd, tmp_path):
         return Outcome(status, *capfd.readouterr())
 
     return call
+
+
+def state(folder: Path) -> dict[str, str]:
+    """Names and contents of all files but the logs."""
+    return {
+        path.relative_to(folder).as_posix(): "link"
+        if path.is_symlink()
+        else hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if (path.is_symlink() or path.is_file()) and path.suffix != ".log" and path.name not in (".lock", "fifo.wav")
+    }
+
+
+def refused(outcome, *named: str) -> None:
+    assert outcome.status == 2, outcome
+    lines = [line for line in outcome.err.splitlines() if line.startswith("pdunroll: ")]
+    assert len(lines) == 1, outcome.err
+    assert "Traceback" not in outcome.out + outcome.err
+    for text in named:
+        assert text in lines[0], lines[0]
+    assert len(lines[0]) < 600
 
 
 def command(name: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:

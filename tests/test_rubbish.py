@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
@@ -23,7 +22,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import pdunroll
-from conftest import Outcome, command
+from conftest import Outcome, command, refused, state
 from pdunroll.errors import InputError
 from pdunroll.runs import write_json
 from pdunroll.speech import read_audio
@@ -31,27 +30,6 @@ from pdunroll.speech import read_audio
 CELL = "full-active_set-L3-seed0"
 RUN, PREPARED = f"multirun/smoke/{CELL}", "outputs/smoke/prepared"
 SMOKE = "experiment=smoke"
-
-
-def state(folder: Path) -> dict[str, str]:
-    """Names and contents of all files but the logs."""
-    return {
-        path.relative_to(folder).as_posix(): "link"
-        if path.is_symlink()
-        else hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if (path.is_symlink() or path.is_file()) and path.suffix != ".log" and path.name not in (".lock", "fifo.wav")
-    }
-
-
-def refused(outcome, *named: str) -> None:
-    assert outcome.status == 2, outcome
-    lines = [line for line in outcome.err.splitlines() if line.startswith("pdunroll: ")]
-    assert len(lines) == 1, outcome.err
-    assert "Traceback" not in outcome.out + outcome.err
-    for text in named:
-        assert text in lines[0], lines[0]
-    assert len(lines[0]) < 600
 
 
 # ---------------------------------------------------------------- settings

@@ -98,9 +98,14 @@ class Cell:
         return self.record.get("digest") == self.digest
 
     def begin(self) -> None:
-        """Keep what an interrupted training of just this kind has left; clear what any other has."""
+        """Keep what an interrupted training of just this kind has left; clear what any other has.
+
+        Raises `InputError` naming a file of these names that no training has left.
+        """
         if not self._same:
-            for name in (RECORD, OPERATOR, "training.csv", "last.ckpt"):
+            for name in (OPERATOR, "training.csv", "last.ckpt", RECORD):  # the record last: it says whose they are
+                if not self.record and (self.folder / name).exists():
+                    raise InputError(f"{self.folder / name} is of no training ({RECORD} is missing); move it away")
                 (self.folder / name).unlink(missing_ok=True)
         if not self._same or self.record["status"] != "training":
             self._write("training", None)

@@ -8,7 +8,6 @@ y = samples / peak in float64, x = the centre of the cell.
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +18,11 @@ from numpy.typing import NDArray
 
 from pdunroll import quantizer
 from pdunroll.errors import InputError, require_integer
-from pdunroll.runs import digest, read_json, write_json
+from pdunroll.runs import Layout, digest, read_json, replacing, require_replaceable, write_json
 from pdunroll.speech import SAMPLE_RATE, SPLITS, Recording
 
 MANIFEST = "manifest.json"
+LAYOUT = Layout(MANIFEST, lambda manifest: [f"{split}.npz" for split in manifest["splits"] if manifest["digest"]])
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,11 @@ def prepare(recordings: Iterable[Recording], folder: Path, *, frame_length: int,
     """Cut, quantize and store recordings in `folder`, which is replaced as a whole; return the manifest.
 
     frame_length is in samples; what is left at a file's end is dropped. Raises `InputError` naming the recording if
-    it is silent or shorter than a frame, or if two splits hold the same recording.
+    it is silent or shorter than a frame, or if two splits hold the same recording, and naming `folder` if there is
+    something in it that no earlier call has written.
     """
     require_integer("data.frame_length", frame_length, 1)
+    require_replaceable(folder, LAYOUT)
     half_step = quantizer.radius(bits)
     splits: dict[str, list[tuple[dict[str, Any], NDArray, NDArray]]] = {split: [] for split in SPLITS}
     seen: dict[str, Recording] = {}
@@ -71,28 +73,25 @@ def prepare(recordings: Iterable[Recording], folder: Path, *, frame_length: int,
 
     settings = {"frame_length": frame_length, "bits": bits, "sample_rate": SAMPLE_RATE}
     manifest: dict[str, Any] = {"settings": settings, "splits": {}}
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
-    partial.mkdir(parents=True)
-    for split, files in splits.items():
-        entries, frames, codes = zip(*files, strict=True)
-        arrays = {
-            "samples": np.concatenate(frames),
-            "codes": np.concatenate(codes),
-            "file_number": np.repeat(np.arange(len(entries)), [entry["frames"] for entry in entries]).astype(np.uint32),
-            "peak": np.array([entry["peak"] for entry in entries]),
-        }
-        path = partial / f"{split}.npz"
-        np.savez(path, **arrays)
-        manifest["splits"][split] = {
-            **_statistics(*_decoded(arrays, bits), half_step),
-            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-            "files": list(entries),
-        }
-    manifest["digest"] = digest(manifest)
-    write_json(partial / MANIFEST, manifest)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    with replacing(folder, LAYOUT) as partial:
+        for split, files in splits.items():
+            entries, frames, codes = zip(*files, strict=True)
+            counts = [entry["frames"] for entry in entries]
+            arrays = {
+                "samples": np.concatenate(frames),
+                "codes": np.concatenate(codes),
+                "file_number": np.repeat(np.arange(len(entries)), counts).astype(np.uint32),
+                "peak": np.array([entry["peak"] for entry in entries]),
+            }
+            path = partial / f"{split}.npz"
+            np.savez(path, **arrays)
+            manifest["splits"][split] = {
+                **_statistics(*_decoded(arrays, bits), half_step),
+                "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+                "files": list(entries),
+            }
+        manifest["digest"] = digest(manifest)
+        write_json(partial / MANIFEST, manifest)
     return manifest
 
 

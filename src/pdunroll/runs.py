@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import ast
 import csv
+import errno
 import glob
 import hashlib
 import importlib.util
 import json
 import os
 import platform
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pdunroll.errors import InputError
 
@@ -33,19 +35,41 @@ PACKAGE, HOME = "pdunroll", Path(__file__).parent
 def atomic(path: Path) -> Iterator[Path]:
     """Give a temporary name beside `path` to write to; it takes the place of `path` when all went well.
 
-    What a killed process of this machine has left there of the same file is removed.
+    What a killed process of this machine has left there of the same file is removed. Errors of the system name `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    machine = platform.node().replace(".", "-")
-    temporary = path.with_name(f".{path.name}.{machine}.{os.getpid()}.partial")
-    for stale in path.parent.glob(glob.escape(f".{path.name}.{machine}.") + "*.partial"):
-        if not _alive(stale.name.split(".")[-2]):
-            stale.unlink(missing_ok=True)
+    temporary = _temporary(path)
     try:
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        raise _naming(error, path, temporary) from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _naming(error: OSError, path: Path, temporary: Path) -> OSError:
+    """The error with the name of what was to be written, where it has none or the temporary one."""
+    if error.errno is not None and str(error.filename or temporary).startswith(str(temporary)):
+        error.filename = str(path)
+    return error
+
+
+def _temporary(path: Path) -> Path:
+    """A hidden name beside `path` for this process; removes what killed processes of this machine have left of it."""
+    start = f".{path.name}.{platform.node().replace('.', '-')}."
+    for stale in path.parent.glob(glob.escape(start) + "*.partial"):
+        if not _alive(stale.name.split(".")[-2]):
+            _remove(stale)
+    return path.with_name(f"{start}{os.getpid()}.partial")
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a folder of ours, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _alive(process: str) -> bool:
@@ -57,6 +81,72 @@ def _alive(process: str) -> bool:
     except (ValueError, PermissionError):
         pass
     return True
+
+
+class Layout(NamedTuple):
+    """How a folder that is replaced as a whole is known to be ours: by an index that lists all other files in it."""
+
+    index: str  # name of a JSON file
+    listed: Callable[[Any], Iterable[str]]  # what it says -> names of the other files
+
+
+@contextmanager
+def replacing(folder: Path, layout: Layout) -> Iterator[Path]:
+    """Give a new folder to write to; it takes the place of `folder` when all went well, and is removed otherwise.
+
+    Raises `InputError` as `require_replaceable` does. A link stays, and the folder that it leads to is replaced. Errors
+    of the system name `folder`.
+    """
+    target = require_replaceable(folder, layout)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = _temporary(target)
+    new, old = partial / "new", partial / "old"
+    try:
+        new.mkdir(parents=True)
+        yield new
+        while True:  # another process may be replacing it, too: both move whole folders only
+            try:
+                os.rename(new, target)  # takes the place of an empty folder, too
+                return
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+            require_replaceable(folder, layout)
+            _remove(old)
+            with suppress(FileNotFoundError):
+                os.rename(target, old)
+    except OSError as error:
+        raise _naming(error, folder, partial) from None
+    finally:
+        _remove(partial)
+
+
+def require_replaceable(folder: Path, layout: Layout) -> Path:
+    """Return the folder that `folder` is or leads to; raise `InputError` unless it is missing, empty or wholly ours."""
+    target = Path(os.path.realpath(folder))
+    shown = str(folder) if str(target) == os.path.abspath(folder) else f"{folder}, which is {target},"
+    if target in (here := Path.cwd(), *here.parents):
+        raise InputError(f"{shown} holds the folder that you are in and would be replaced; give another folder")
+    held: dict[str, bool] = {}
+    ours: set[str] = set()
+    try:
+        with os.scandir(target) as entries:
+            held = {entry.name: entry.is_symlink() or entry.is_file() for entry in entries}
+        if layout.index in held:
+            ours = {layout.index, *layout.listed(json.loads((target / layout.index).read_text(encoding="utf-8")))}
+    except FileNotFoundError:  # there is none, or another process is replacing it
+        return target
+    except NotADirectoryError:
+        raise InputError(f"{shown} is no folder; remove it, or give another folder") from None
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        raise InputError(
+            f"{shown} has a damaged {layout.index} and is not replaced; remove the folder, or give another one"
+        ) from None
+    if strange := sorted(name for name, is_file in held.items() if name not in ours or not is_file):
+        raise InputError(
+            f"{shown} holds {strange[0]!r}, which pdunroll did not write, and is not replaced; give another folder"
+        )
+    return target
 
 
 def write_json(path: Path, content: Any) -> None:
