@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pdunroll.errors import InputError, require_choice, require_integer, require_positive
+from pdunroll.errors import InputError, require_choice, require_integer, require_name, require_positive
 
 # What the system refuses, and what may be done about it.
 SYSTEM_ERRORS = {
@@ -37,6 +38,7 @@ SYSTEM_ERRORS = {
     errno.ENAMETOOLONG: "take a shorter name",
     errno.ELOOP: "remove the link that points to itself",
 }
+PATHS = "outputs", "prepared", "data.root", "data.source.root", "evaluation.runs"  # settings that are paths
 CONF = str(Path(__file__).resolve().parents[2] / "conf")
 
 
@@ -239,6 +241,7 @@ class Config:
     """All settings."""
 
     name: str = MISSING  # folder below outputs/ and multirun/
+    outputs: Path = MISSING  # folder of the tables and figures
     cell: str = MISSING  # folder of one training below that
     prepared: Path = MISSING  # folder of the prepared frames
     seed: int = 0
@@ -258,26 +261,38 @@ class Config:
 
     def __post_init__(self) -> None:
         require_integer("seed", self.seed, 0, 2**32 - 1)
-        if self.name in ("", ".", "..") or "/" in self.name:
-            raise InputError(f"name must be the name of a folder, got {self.name!r}")
-
-    @property
-    def outputs(self) -> Path:
-        """Where the tables and figures of this experiment are."""
-        return Path("outputs") / self.name
+        require_name("name", self.name)
+        require_name("cell", self.cell)
 
 
 ConfigStore.instance().store(name="schema", node=Config)
 
 
 def settings(config: DictConfig) -> Config:
-    """The configuration as typed, checked, plain values; raises `InputError` naming the setting at fault."""
-    plain = OmegaConf.to_object(config)
+    """The configuration as typed, checked, plain values; raises `InputError` naming the setting at fault.
+
+    Where Hydra has gone to another folder (hydra.job.chdir=True), paths are made absolute against the one that the
+    command was started in.
+    """
+    plain = OmegaConf.to_object(_anchored(config))
     assert isinstance(plain, Config)
     for prefix, node in (("", plain), *((f"{name}.", part) for name, part in vars(plain).items())):
         if is_dataclass(node) and (unknown := set(vars(node)) - {field.name for field in fields(node)}):
             raise InputError(f"{prefix}{min(unknown)} is no setting; --help lists them")
     return plain
+
+
+def _anchored(config: DictConfig) -> DictConfig:
+    """The configuration with absolute paths, if Hydra has gone elsewhere."""
+    start = Path(HydraConfig.get().runtime.cwd) if HydraConfig.initialized() else Path.cwd()
+    if start == Path.cwd():
+        return config
+    anchored = config.copy()
+    values = {path: OmegaConf.select(config, path) for path in PATHS}  # before any of them changes
+    for path, value in values.items():
+        if value is not None:
+            OmegaConf.update(anchored, path, str(start / Path(value).expanduser()))
+    return anchored
 
 
 def build(node: Any) -> Any:

@@ -41,3 +41,10 @@ def require_choice(name: str, value: object, choices: tuple[str, ...]) -> str:
     if value not in choices:
         raise InputError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
     return str(value)
+
+
+def require_name(name: str, value: str) -> str:
+    """Return `value` if it can name one folder or file; raise `InputError` otherwise."""
+    if value in ("", ".", "..") or not value.isprintable() or any(mark in value for mark in "/\\"):
+        raise InputError(f"{name} must be the name of a folder, got {value!r}")
+    return value

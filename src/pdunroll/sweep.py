@@ -43,6 +43,11 @@ class Sweep(Callback):
     def __init__(self) -> None:
         self.jobs: list[Job] = []
 
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        with one_line_errors():
+            task_settings(config)
+            require_folder("hydra.run.dir", config.hydra.run.dir)
+
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         if config.hydra.job.name == "train":
             with one_line_errors():
@@ -53,6 +58,22 @@ class Sweep(Callback):
         if self.jobs:
             with one_line_errors():
                 conclude(self.jobs)
+
+
+def task_settings(config: DictConfig) -> Config:
+    """The checked settings of a configuration that has Hydra's own in it, too."""
+    task = config.copy()
+    with read_write(task), open_dict(task):
+        del task["hydra"]
+    return settings(task)
+
+
+def require_folder(setting: str, folder: str) -> None:
+    """Make a folder if it is not there; raise `InputError` naming the setting if that fails."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{setting}={folder} cannot be made ({error}); give another folder") from None
 
 
 def jobs_of(config: DictConfig) -> list[Job]:
@@ -68,15 +89,14 @@ def jobs_of(config: DictConfig) -> list[Job]:
     jobs: dict[Path, Job] = {}
     for own in batch:
         composed = loader.load_sweep_config(config, list(own))
+        own_settings = task_settings(composed)
         folder = Path(composed.hydra.sweep.dir) / composed.hydra.sweep.subdir
-        with read_write(composed), open_dict(composed):
-            del composed["hydra"]
         if folder in jobs:
             raise InputError(
                 f"two trainings of the sweep would go to {folder} ({' '.join(own)}); put what tells them apart into "
-                f"`name`, such as 'name=rate${{optimization.learning_rate}}' prepared={settings(composed).prepared}"
+                f"`name`, such as 'name=rate${{optimization.learning_rate}}' prepared={own_settings.prepared}"
             )
-        jobs[folder] = Job(settings(composed), folder)
+        jobs[folder] = Job(own_settings, folder)
     return list(jobs.values())
 
 
