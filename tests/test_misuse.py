@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import soundfile
 
+import pdunroll
 from conftest import command, refused, state
 
 PREPARE = ("experiment=smoke", "data=folder", "data.root=audio", "~data.source.minutes", "tracking=off")
@@ -49,7 +57,7 @@ def test_hydra_in_another_folder_changes_nothing(tmp_path, audio):
         (folder / "audio").symlink_to(audio)
         common = (*PREPARE, f"hydra.job.chdir={chdir}", "network.iterations=3")
         for name, *own in (
-            ("settings",), ("prepare",), ("train",), ("train", "-m", "backprop=full", "backprop.primal_mask=active_set"),
+            ("settings",), ("prepare",), ("train",), ("train", "-m", "backprop=full", "backprop.primal_mask=released"),
             ("evaluate", "evaluation.jobs=2"), ("quality", "quality.sentences=1"), ("figures",),
         ):  # fmt: skip
             done = command(name, *own, *common, cwd=folder)
@@ -57,3 +65,93 @@ def test_hydra_in_another_folder_changes_nothing(tmp_path, audio):
         outcomes[chdir] = {name for name in state(folder) if "offline" not in name}
     assert outcomes["True"] == outcomes["False"]
     assert "outputs/smoke/evaluation.csv" in outcomes["True"]
+
+
+LONG = ("network.iterations=10", "optimization.epochs=2000", "optimization.validations_per_epoch=4")
+
+
+@pytest.fixture
+def sweep(prepared):
+    """A sweep of two trainings that has begun and goes on for a minute; it is killed in the end."""
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-m", "pdunroll.train", "-m", *PREPARE, *LONG, "backprop=full,truncated",
+         "backprop.primal_mask=active_set", "hydra.launcher.n_jobs=2"],
+        cwd=prepared, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if "step 4 of" in line:
+            break
+    else:
+        raise AssertionError("".join(lines))
+    yield process
+    for other in members(process.pid):
+        os.kill(other, signal.SIGKILL)
+    process.communicate()
+
+
+def members(session: int) -> list[int]:
+    """The living processes of a session."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, ProcessLookupError):
+            if os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process.pid)
+    return found
+
+
+def test_a_second_sweep_with_other_settings_stops_and_says_what_differs(sweep, prepared, call):
+    cells = sorted((prepared / "multirun/smoke").glob("*/run.json"))
+    before = {path: path.read_text() for path in cells}
+    second = ("-m", *PREPARE, *LONG, "backprop.primal_mask=active_set")
+    for changed in ("optimization.learning_rate=1e-3", "optimization.epochs=1"):
+        outcome = call("train", *second, changed, "backprop=full,truncated")
+        refused(outcome, "another sweep", str(sweep.pid), changed.split("=")[0], "not", "`name`")
+    assert {path: path.read_text() for path in cells} == before
+    assert sweep.poll() is None
+
+
+def test_workers_end_when_the_parent_of_a_sweep_is_killed(sweep):
+    assert len(members(sweep.pid)) > 2
+    os.kill(sweep.pid, signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while (left := members(sweep.pid)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert left == []
+
+
+def piped(name: str, *arguments: str, cwd: Path, close: str) -> tuple[int, str]:
+    """Run a command whose standard output, or errors too, nobody reads; its status and what it said there."""
+    command = [sys.executable, "-m", f"pdunroll.{name}", *arguments]
+    if close == "closed":
+        done = subprocess.run(["sh", "-c", '"$@" >&- 2>&-', "sh", *command], cwd=cwd, check=False)
+        return done.returncode, ""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        errors = writer if close == "both" else subprocess.PIPE
+        done = subprocess.run(command, cwd=cwd, stdout=writer, stderr=errors, text=True, check=False)
+    finally:
+        os.close(writer)
+    return done.returncode, done.stderr or ""
+
+
+@pytest.mark.parametrize("close", ["output", "both", "closed"])
+def test_a_reader_that_leaves_takes_no_result_along(prepared, audio, close):
+    soundfile.write(prepared / "coarse.wav", pdunroll.quantize(soundfile.read(audio / "0.wav")[0], 3), 16000)
+    sweep = ("-m", *PREPARE, "network.iterations=3", "backprop=full,truncated", "backprop.primal_mask=active_set")
+    for name, arguments, result in (
+        ("dequantize", ("coarse.wav", "out.wav"), "out.wav"),
+        ("dequantize", ("--help",), None),
+        ("prepare", (*PREPARE, "prepared=again"), "again/manifest.json"),
+        ("train", sweep, "multirun/smoke/sweep.csv"),
+        ("evaluate", (*PREPARE, "evaluation.jobs=2"), "outputs/smoke/metrics.json"),
+        ("figures", PREPARE, "outputs/smoke/results.txt"),
+    ):
+        status, errors = piped(name, *arguments, cwd=prepared, close=close)
+        assert (name, status) == (name, 0), errors
+        assert "BrokenPipe" not in errors
+        assert "Traceback" not in errors
+        assert result is None or (prepared / result).is_file()
+    assert piped("dequantize", "none.wav", "x.wav", cwd=prepared, close=close)[0] == 2

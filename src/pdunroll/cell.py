@@ -191,11 +191,16 @@ def _differing(record: dict[str, Any], wanted: dict[str, Any]) -> str | None:
         "network": {**common["network"], **free},
     }
     cell_key(record), record["results"]["validation_mse"], record["results"]["seconds"]  # what the tables need
-    if own != expected:
-        then, now = flat(own), flat(expected)
-        name = next(name for name in (*now, *then) if then.get(name) != now.get(name))
-        return f"{name}={then.get(name, 'unset')}, not {now.get(name, 'unset')}"
-    return "other data" if record["data"] != wanted["data"] else None
+    return difference({**record, "code": None}, {**wanted, "settings": expected, "code": None})
+
+
+def difference(then: dict[str, Any], now: dict[str, Any]) -> str | None:
+    """Name the first difference of two identities, such as "network.rows=3, not 4"; None if there is none."""
+    if then["settings"] != now["settings"]:
+        one, other = flat(then["settings"]), flat(now["settings"])
+        name = next(name for name in (*one, *other) if one.get(name) != other.get(name))
+        return f"{name}={one.get(name, 'unset')}, not {other.get(name, 'unset')}"
+    return next((f"other {part}" for part in ("data", "code") if then[part] != now[part]), None)
 
 
 def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

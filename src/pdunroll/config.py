@@ -24,6 +24,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pdunroll.errors import InputError, require_choice, require_integer, require_name, require_positive
+from pdunroll.processes import patient_streams, printable
 
 # What the system refuses, and what may be done about it.
 SYSTEM_ERRORS = {
@@ -309,6 +310,7 @@ def one_line_errors() -> Iterator[None]:
 
     An interrupt ends at once, with all processes that were started: what was being written is whole or not there.
     """
+    logging.raiseExceptions = False  # a log that cannot be written is no reason for a traceback
     try:
         yield
     except KeyboardInterrupt:
@@ -320,24 +322,21 @@ def one_line_errors() -> Iterator[None]:
             print("pdunroll: interrupted; the same command goes on where it stood", file=sys.stderr, flush=True)
         os._exit(130)  # at once: nothing is waited for
     except (InputError, HydraException, OmegaConfBaseException) as error:
-        print(f"pdunroll: {_line(error)}", file=sys.stderr)
+        print(printable(f"pdunroll: {_line(error)}"), file=sys.stderr)
         raise SystemExit(2) from None
     except OSError as error:
         if error.errno not in SYSTEM_ERRORS:
             raise
         what = error.filename or "the output"
-        print(
-            f"pdunroll: {what} cannot be read or written ({error.strerror}); {SYSTEM_ERRORS[error.errno]}",
-            file=sys.stderr,
-        )
+        line = f"pdunroll: {what} cannot be read or written ({error.strerror}); {SYSTEM_ERRORS[error.errno]}"
+        print(printable(line), file=sys.stderr)
         raise SystemExit(2) from None
 
 
 def run(main: Callable[[], None]) -> None:
     """Call a `@hydra.main` function so that errors in composing the configuration are one line, too."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let them through, instead of a printout and status 1
-    logging.raiseExceptions = False  # a log that cannot be written is no reason for a traceback
-    with one_line_errors():
+    with patient_streams(), one_line_errors():
         if not Path(CONF).is_dir():
             raise InputError(f"{CONF} is missing; the chain runs from a clone of the repository: pip install -e FOLDER")
         main()

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from pdunroll.config import one_line_errors
 from pdunroll.errors import InputError, require_integer
+from pdunroll.processes import patient_streams
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -71,7 +72,7 @@ def parser() -> Parser:
 
 
 def main() -> None:
-    with one_line_errors():
+    with patient_streams(), one_line_errors():
         given = parser().parse_args()
         dequantize(given.input, given.output, operator=given.operator, bits=given.bits, reference=given.reference)
 

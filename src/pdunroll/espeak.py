@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import ctypes
 import random
+import signal
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pdunroll.errors import InputError
+from pdunroll.processes import end_with_parent
 
 # Words that cover the consonants and vowels of English; nouns and verbs have one to three syllables.
 _ADJECTIVES = (
@@ -55,10 +57,18 @@ def speak(seconds: dict[str, float], seed: int) -> tuple[int, dict[str, list[NDA
     Returns the sample rate in Hz and, for each voice (an espeak name such as "en-us+f2"), one array a sentence.
     """
     with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(_speak_here, seconds, seed).result()
+        future = pool.submit(_speak_here, seconds, seed)
+        try:
+            return future.result()
+        except KeyboardInterrupt:
+            for process in active_children():
+                process.kill()  # the pool would wait for it
+            raise
 
 
 def _speak_here(seconds: dict[str, float], seed: int) -> tuple[int, dict[str, list[NDArray[np.int16]]]]:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # an exception could not leave the callback below
+    end_with_parent()
     try:
         import espeakng_loader
 

@@ -23,6 +23,7 @@ from omegaconf import DictConfig
 
 from pdunroll.config import CONF, Config, build, one_line_errors, run, settings
 from pdunroll.errors import InputError
+from pdunroll.processes import end_with_parent
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -143,6 +144,7 @@ def frame_errors(
     errors (len(grid), frames) and gaps (frames,) of the last iterate; optimum_errors, optimum_gaps and iterations
     (frames,) of the certified optimum; validation_optimum_errors (frames,) of that of the validation frames y, x.
     """
+    end_with_parent()
     import hashlib
     import zipfile
     import zlib

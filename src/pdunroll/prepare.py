@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import hydra
 from omegaconf import DictConfig
 
@@ -27,8 +29,9 @@ def main(cfg: DictConfig) -> None:
                 f"{split:<12}{len(content['files']):>7}{content['frames']:>9}{content['quantized_mse']:>15.3e}"
                 f"{content['quantized_snr_db']:>7.2f} dB{content['trivial_share']:>9.1%}"
             )
-        size = sum(path.stat().st_size for path in config.prepared.iterdir())
-        print(f"{config.prepared}: {size / 1e6:.1f} MB")
+        with suppress(FileNotFoundError):  # another process may be replacing it
+            size = sum(path.stat().st_size for path in config.prepared.iterdir())
+            print(f"{config.prepared}: {size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":

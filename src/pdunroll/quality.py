@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 
 from pdunroll.config import CONF, Config, build, one_line_errors, run, settings
 from pdunroll.errors import InputError
+from pdunroll.processes import end_with_parent
 from pdunroll.runs import Layout
 
 if TYPE_CHECKING:
@@ -108,6 +109,7 @@ def candidates(config: Config) -> list[tuple[Row, NDArray]]:
 
 def restored(config: Config, operator: NDArray, observation: NDArray) -> NDArray:
     """The optimum of each frame, (frames, n)."""
+    end_with_parent()
     import torch
 
     from pdunroll.optimum import solve

@@ -7,22 +7,28 @@ from __future__ import annotations
 
 import logging
 import math
+import os
+import platform
 import shutil
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import psutil
+from filelock import FileLock
 from hydra.core.global_hydra import GlobalHydra
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from pdunroll.config import Config, build, one_line_errors, settings
 from pdunroll.errors import InputError
-from pdunroll.runs import read_json, read_table, write_table
+from pdunroll.runs import read_json, read_table, write_json, write_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from pdunroll.cell import Cell
 
 log = logging.getLogger(__name__)
 
@@ -51,13 +57,20 @@ class Sweep(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         if config.hydra.job.name == "train":
             with one_line_errors():
+                from pdunroll.cell import Cell, identify
+
+                side_by_side = require_jobs(config.hydra.launcher.get("n_jobs", 1))
                 self.jobs = jobs_of(config)
-                announce(self.jobs, config.hydra.launcher.get("n_jobs", 1))
+                require_folder("hydra.sweep.dir", config.hydra.sweep.dir)
+                cells = [Cell(job.folder, identify(job.config)) for job in self.jobs]
+                claim(Path(config.hydra.sweep.dir), cells)
+                announce(self.jobs, cells, side_by_side)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         if self.jobs:
             with one_line_errors():
                 conclude(self.jobs)
+                note_of(Path(config.hydra.sweep.dir)).unlink(missing_ok=True)
 
 
 def task_settings(config: DictConfig) -> Config:
@@ -100,13 +113,56 @@ def jobs_of(config: DictConfig) -> list[Job]:
     return list(jobs.values())
 
 
-def announce(jobs: list[Job], side_by_side: int) -> None:
+def require_jobs(number: object) -> int:
+    """Return the number of trainings side by side, negative to count from that of all cores."""
+    if isinstance(number, bool) or not isinstance(number, int) or number == 0:
+        raise InputError(f"hydra.launcher.n_jobs must be an integer other than 0 (-1 for one a core), got {number!r}")
+    return number
+
+
+def note_of(folder: Path) -> Path:
+    """The file in which this process says what it trains in `folder`."""
+    return folder / f".sweep.{platform.node().replace('.', '-')}.{os.getpid()}.json"
+
+
+def claim(folder: Path, cells: list[Cell]) -> None:
+    """Note what this sweep trains in `folder`, for others that begin before it ends.
+
+    Raises `InputError` naming the difference where another sweep of this machine trains one of the cells otherwise.
+    """
+    from pdunroll.cell import difference
+
+    own = note_of(folder)
+    with FileLock(folder / ".lock"):
+        for path in folder.glob(f".sweep.{platform.node().replace('.', '-')}.*.json"):
+            note = read_json(path, ("process", "started", "cells"))
+            if path == own or not running(note["process"], note["started"]):
+                path.unlink(missing_ok=True)
+                continue
+            for cell in cells:
+                other = note["cells"].get(cell.folder.name)
+                if other is not None and (what := difference(other, cell.identity)):
+                    raise InputError(
+                        f"another sweep (process {note['process']}) trains {cell.folder} with {what}; wait for it, or "
+                        "give this one another `name`"
+                    )
+        process = psutil.Process()
+        content = {"process": process.pid, "started": process.create_time()}
+        write_json(own, {**content, "cells": {cell.folder.name: cell.identity for cell in cells}})
+
+
+def running(process: int, started: float) -> bool:
+    """Whether the process of this number is still the one that began then."""
+    try:
+        return abs(psutil.Process(process).create_time() - started) < 1.0
+    except psutil.Error:
+        return False
+
+
+def announce(jobs: list[Job], cells: list[Cell], side_by_side: int) -> None:
     """Say how much is to be done, how long that takes and how much room it needs; raises `InputError` without room."""
     import joblib
 
-    from pdunroll.cell import Cell, identify
-
-    cells = [Cell(job.folder, identify(job.config)) for job in jobs]
     left = [(job, cell) for job, cell in zip(jobs, cells, strict=True) if not cell.finished]
     if not left:
         log.info("all %d trainings are finished", len(jobs))

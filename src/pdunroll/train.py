@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 
 from pdunroll.config import CONF, Config, build, one_line_errors, run, settings
 from pdunroll.errors import DivergenceError
+from pdunroll.processes import end_with_parent
 
 if TYPE_CHECKING:
     from pdunroll.backprop import Backprop
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="config")
 def main(cfg: DictConfig) -> float:
+    end_with_parent()
     with one_line_errors():
         config = settings(cfg)
         folder = Path(HydraConfig.get().runtime.output_dir)

@@ -1,0 +1,75 @@
+"""How commands behave as processes: readers that leave, parents that die, names that a terminal cannot show."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from multiprocessing import parent_process
+from typing import Any
+
+
+class Pipe(io.FileIO):
+    """A pipe to write to. What is written after its reader has left is dropped."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data) or 0
+        except BrokenPipeError:
+            return memoryview(data).nbytes
+
+
+@contextmanager
+def patient_streams() -> Iterator[None]:
+    """Let a command finish its work, in silence, when what it prints to is closed or closes meanwhile.
+
+    Characters that the terminal cannot show are escaped.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # takes the number, else the next file would
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (_patient(stream, number) for number, stream in enumerate(before, start=1))
+    try:
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        sys.stdout, sys.stderr = before
+
+
+def _patient(stream: Any, number: int) -> Any:
+    if stream is not None and not stat.S_ISFIFO(os.fstat(number).st_mode):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+        return stream
+    encoding = "utf-8" if stream is None else stream.encoding
+    raw = io.BufferedWriter(Pipe(number, "w", closefd=False))
+    return io.TextIOWrapper(raw, encoding=encoding, errors="backslashreplace", line_buffering=number == 2)
+
+
+def printable(text: str) -> str:
+    """The text on one line, with escapes for all that is not printable."""
+    return "".join(mark if mark.isprintable() else mark.encode("unicode_escape").decode() for mark in text)
+
+
+@cache
+def end_with_parent() -> None:
+    """End this process, if it is a worker, soon after the one that started it; by then there is no one to work for."""
+    if (parent := parent_process()) is None:
+        return
+
+    def watch() -> None:
+        while os.getppid() == parent.pid:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="end_with_parent").start()
