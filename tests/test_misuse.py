@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import psutil
@@ -16,7 +18,8 @@ import pytest
 import soundfile
 
 import pdunroll
-from conftest import command, refused, state
+from conftest import Outcome, command, refused, state
+from pdunroll.cell import environment
 
 PREPARE = ("experiment=smoke", "data=folder", "data.root=audio", "~data.source.minutes", "tracking=off")
 
@@ -155,3 +158,108 @@ def test_a_reader_that_leaves_takes_no_result_along(prepared, audio, close):
         assert "Traceback" not in errors
         assert result is None or (prepared / result).is_file()
     assert piped("dequantize", "none.wav", "x.wav", cwd=prepared, close=close)[0] == 2
+
+
+HUGE = str(10**30)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "named"),
+    [
+        ("train", ["trainer=gpu"], ["trainer=gpu", "trainer=cpu"]),
+        ("train", ["-m", "trainer=gpu"], ["trainer=gpu", "trainer=cpu"]),
+        ("train", ["data=null"], ["data must be one of folder, ieee, synthetic"]),
+        ("train", ["backprop=null"], ["backprop must be one of full, implicit, truncated"]),
+        ("evaluate", ["algorithm=3"], ["algorithm must be one of chambolle_pock, halpern"]),
+        ("prepare", ["data.source=null"], ["data.source", "_target_"]),
+        ("train", ["backprop.strategy=null"], ["backprop.strategy", "_target_"]),
+        ("train", ["=5"], ["name", "'=5'"]),
+        ("train", [f"network.iterations={HUGE}"], ["network.iterations", HUGE]),
+        ("train", [f"optimization.batch_size={HUGE}"], ["optimization.batch_size", HUGE]),
+        ("train", [f"optimization.epochs={HUGE}"], ["optimization.epochs", HUGE]),
+        ("train", ["-m", "hydra.launcher.n_jobs=0"], ["hydra.launcher.n_jobs"]),
+        ("train", ["-m", "hydra.launcher.n_jobs=x"], ["n_jobs"]),
+        ("train", ["-m", "seed=range(0,0)"], ["no training", "seed=range(0,0)"]),
+        ("train", ["hydra.run.dir=/dev/null/x"], ["hydra.run.dir=/dev/null/x"]),
+        ("train", ["-m", "hydra.sweep.dir=/dev/null/x"], ["hydra.sweep.dir=/dev/null/x"]),
+        ("train", ["network.step_ratio=1e300"], ["network.step_ratio"]),
+        ("train", ["optimization.final_learning_rate=1"], ["optimization.final_learning_rate"]),
+    ],
+    ids=lambda part: " ".join(part)[:60],
+)
+def test_settings_out_of_this_world(prepared, call, monkeypatch, name, arguments, named):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    before = state(prepared)
+    mode = [part for part in arguments if part == "-m"]
+    refused(call(name, *mode, *PREPARE, *arguments[len(mode) :]), *named)
+    assert state(prepared) == before
+
+
+def test_more_threads_than_cores_are_not_started(prepared, call, monkeypatch):
+    threads = []
+    monkeypatch.setattr("torch.set_num_threads", threads.append)
+    done = call("train", *PREPARE, "network.iterations=3", "trainer.threads=100000")
+    assert done.status == 0
+    assert f"trainer.threads=100000: {os.cpu_count()} are used" in done.out
+    assert set(threads) == {os.cpu_count()}
+    (record,) = (prepared / "outputs/smoke").glob("*/run.json")
+    assert json.loads(record.read_text())["results"]["threads"] == os.cpu_count()
+
+
+def test_without_git_the_commit_is_unknown(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert environment()["commit"] == "unknown"
+
+
+@pytest.mark.parametrize("name", [b"a\nb.wav", b"a\xff.wav", "ä\u2028\x1b[31m.wav".encode()])
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_odd_file_names_are_read_and_refused_on_one_line(tmp_path, audio, name, encoding):
+    variables = {**os.environ, "PYTHONIOENCODING": encoding, "LC_ALL": "C", "PYTHONUTF8": "0"}
+
+    def run(module: str, *arguments: str | bytes) -> Outcome:
+        program = [sys.executable, "-m", f"pdunroll.{module}", *arguments]
+        done = subprocess.run(program, cwd=tmp_path, env=variables, capture_output=True, check=False)
+        return Outcome(done.returncode, done.stdout.decode("utf-8"), done.stderr.decode("utf-8"))
+
+    path = os.fsencode(tmp_path) + b"/audio/" + name
+    soundfile.write(tmp_path / "x.wav", pdunroll.quantize(soundfile.read(audio / "0.wav")[0], 3), 16000)
+    os.rename(tmp_path / "x.wav", path)
+    odd = os.fsencode(tmp_path) + b"/" + name
+    for source, output in ((path, os.fsencode(tmp_path / "out.wav")), (path, odd)):
+        assert run("dequantize", source, output) == (0, mock.ANY, mock.ANY)
+        assert os.path.isfile(output)
+    assert run("prepare", *PREPARE) == (0, mock.ANY, mock.ANY)
+    with open(path, "wb") as file:
+        file.write(b"no audio")
+    refused(run("dequantize", path, tmp_path / "out.wav"), "cannot be read as audio")
+    refused(run("prepare", *PREPARE), "cannot be read as audio")
+
+
+def test_prepare_twice_at_once(tmp_path, audio):
+    program = [sys.executable, "-m", "pdunroll.prepare", *PREPARE]
+    processes = [
+        subprocess.Popen(program, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for _ in range(3)
+    ]
+    outputs = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], outputs
+    assert not list(tmp_path.rglob(".*.partial"))
+
+
+@pytest.mark.parametrize("to", ["all", "parent"])
+def test_prepare_interrupted(tmp_path, to):
+    program = [sys.executable, "-m", "pdunroll.prepare", "experiment=smoke", "data.source.minutes=500"]
+    process = subprocess.Popen(
+        program, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # what runs in the background ignores it
+    )  # fmt: skip
+    deadline = time.monotonic() + 30
+    while sum(psutil.Process(number).cpu_times().user for number in members(process.pid)) < 8:
+        assert time.monotonic() < deadline  # until it speaks
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT) if to == "all" else process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=5)
+    assert process.returncode == 130
+    assert errors == "pdunroll: interrupted; the same command goes on where it stood\n"
+    assert not members(process.pid)
+    assert not list(tmp_path.rglob("*.npz"))

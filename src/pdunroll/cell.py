@@ -134,12 +134,13 @@ class Cell:
 
 def environment() -> dict[str, str]:
     """Where and by what a result was made: recorded, but no part of its identity."""
-    git = subprocess.run(
-        ["git", "-C", Path(__file__).parent, "describe", "--always", "--dirty", "--abbrev=40"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    command = ["git", "-C", Path(__file__).parent, "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:  # there is no git here
+        commit = ""
     return {
-        "commit": git.stdout.strip() or "unknown",
+        "commit": commit or "unknown",
         "torch": version("torch"),
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",

@@ -40,6 +40,8 @@ SYSTEM_ERRORS = {
     errno.ELOOP: "remove the link that points to itself",
 }
 PATHS = "outputs", "prepared", "data.root", "data.source.root", "evaluation.runs"  # settings that are paths
+log = logging.getLogger(__name__)
+MOST = 10**9  # of anything that is counted
 CONF = str(Path(__file__).resolve().parents[2] / "conf")
 
 
@@ -54,7 +56,8 @@ class Data:
     bits: int = 4
 
     def __post_init__(self) -> None:
-        require_integer("data.frame_length", self.frame_length, 1)
+        require_target("data.source", self.source)
+        require_integer("data.frame_length", self.frame_length, 1, 10**6)
         require_integer("data.bits", self.bits, 1, 32)
 
 
@@ -69,10 +72,11 @@ class Network:
     step_norm: str = "frobenius"  # ||K|| in the step sizes: as published, or "spectral" for the largest steps
 
     def __post_init__(self) -> None:
-        require_integer("network.iterations (L)", self.iterations, 1)
+        require_integer("network.iterations (L)", self.iterations, 1, 10**6)
         if self.rows is not None:
-            require_integer("network.rows (m)", self.rows, 1)
-        require_positive("network.step_ratio", self.step_ratio)
+            require_integer("network.rows (m)", self.rows, 1, 10**6)
+        if not 1e-6 <= self.step_ratio <= 1e6:
+            raise InputError(f"network.step_ratio must be in [1e-6, 1e6], got {self.step_ratio}")
         if not 0 <= self.extrapolation <= 1:
             raise InputError(f"network.extrapolation must be in [0, 1], got {self.extrapolation}")
         require_choice("network.step_norm", self.step_norm, ("frobenius", "spectral"))
@@ -97,13 +101,18 @@ class Optimization:
     def __post_init__(self) -> None:
         require_positive("optimization.learning_rate", self.learning_rate)
         require_positive("optimization.final_learning_rate", self.final_learning_rate)
+        if self.final_learning_rate > self.learning_rate:
+            raise InputError(
+                f"optimization.final_learning_rate must be at most optimization.learning_rate, {self.learning_rate:g}, "
+                f"got {self.final_learning_rate:g}"
+            )
         require_positive("optimization.adam_epsilon", self.adam_epsilon)
         require_choice("optimization.decay_counts", self.decay_counts, ("steps", "frames"))
         for name in (
             "epochs", "batch_size", "validations_per_epoch", "train_frames", "validation_frames", "shuffle_buffer"
         ):  # fmt: skip
             if getattr(self, name) is not None:
-                require_integer(f"optimization.{name}", getattr(self, name), 1)
+                require_integer(f"optimization.{name}", getattr(self, name), 1, MOST)
 
 
 @dataclass
@@ -115,7 +124,12 @@ class Trainer:
 
     def __post_init__(self) -> None:
         require_choice("trainer.accelerator", self.accelerator, ("cpu", "gpu"))
-        require_integer("trainer.threads", self.threads, 1)
+        require_integer("trainer.threads", self.threads, 1, MOST)
+
+    @property
+    def usable_threads(self) -> int:
+        """The number of threads, at most that of the machine's cores."""
+        return min(self.threads, os.cpu_count() or 1)
 
 
 @dataclass
@@ -147,7 +161,7 @@ class Evaluation:
     def __post_init__(self) -> None:
         for name in ("iterations", "points", "frames", "max_iterations", "batch_size", "jobs"):
             if getattr(self, name) is not None:
-                require_integer(f"evaluation.{name}", getattr(self, name), 1)
+                require_integer(f"evaluation.{name}", getattr(self, name), 1, MOST)
         require_positive("evaluation.tolerance", self.tolerance)
 
 
@@ -162,9 +176,9 @@ class Theory:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        require_integer("theory.frames", self.frames, 1)
+        require_integer("theory.frames", self.frames, 1, MOST)
         require_integer("theory.count_frames", self.count_frames, self.frames)
-        require_integer("theory.iterations", self.iterations, 100)
+        require_integer("theory.iterations", self.iterations, 100, MOST)
 
 
 @dataclass
@@ -183,9 +197,9 @@ class Benchmark:
             if not getattr(self, name):
                 raise InputError(f"benchmark.{name} must name one number at least")
             for value in getattr(self, name):
-                require_integer(f"benchmark.{name}", value, 1)
+                require_integer(f"benchmark.{name}", value, 1, MOST)
         for name in ("rounds", "jobs", "frames"):
-            require_integer(f"benchmark.{name}", getattr(self, name), 1)
+            require_integer(f"benchmark.{name}", getattr(self, name), 1, MOST)
 
 
 @dataclass
@@ -202,10 +216,10 @@ class Quality:
     def __post_init__(self) -> None:
         for name in ("sentences", "jobs"):
             if getattr(self, name) is not None:
-                require_integer(f"quality.{name}", getattr(self, name), 1)
-        require_integer("quality.listen", self.listen, 0)
+                require_integer(f"quality.{name}", getattr(self, name), 1, MOST)
+        require_integer("quality.listen", self.listen, 0, MOST)
         require_integer("quality.seed", self.seed, 0)
-        require_integer("quality.max_iterations", self.max_iterations, 1)
+        require_integer("quality.max_iterations", self.max_iterations, 1, MOST)
         require_positive("quality.tolerance", self.tolerance)
 
 
@@ -233,7 +247,7 @@ class Verdicts:
         for name in ("margin", "time_margin", "memory_margin", "confidence"):
             if not 0 < getattr(self, name) < 1:
                 raise InputError(f"verdicts.{name} must be between 0 and 1, got {getattr(self, name)}")
-        require_integer("verdicts.resamples", self.resamples, 100)
+        require_integer("verdicts.resamples", self.resamples, 100, MOST)
         require_integer("verdicts.seed", self.seed, 0)
 
 
@@ -262,8 +276,26 @@ class Config:
 
     def __post_init__(self) -> None:
         require_integer("seed", self.seed, 0, 2**32 - 1)
+        require_target("backprop.strategy", self.backprop.get("strategy"))
+        require_target("algorithm", self.algorithm)
         require_name("name", self.name)
         require_name("cell", self.cell)
+
+
+def require_machine(trainer: Trainer) -> None:
+    """Raise `InputError` where a GPU is wanted that torch does not find; say so where there are fewer cores."""
+    import torch
+
+    if trainer.accelerator == "gpu" and not torch.cuda.is_available():
+        raise InputError("trainer=gpu needs a GPU, and torch finds none that it can use; take trainer=cpu")
+    if trainer.usable_threads < trainer.threads:
+        log.warning("trainer.threads=%d: %d are used, one a core", trainer.threads, trainer.usable_threads)
+
+
+def require_target(setting: str, node: object) -> None:
+    """Raise `InputError` unless a node of the configuration says what is to be built of it."""
+    if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
+        raise InputError(f"{setting} must be a mapping with a _target_, got {node!r}; see the files in {CONF}")
 
 
 ConfigStore.instance().store(name="schema", node=Config)
@@ -324,6 +356,9 @@ def one_line_errors() -> Iterator[None]:
     except (InputError, HydraException, OmegaConfBaseException) as error:
         print(printable(f"pdunroll: {_line(error)}"), file=sys.stderr)
         raise SystemExit(2) from None
+    except MemoryError as error:
+        print(printable(f"pdunroll: out of memory ({error}); take smaller settings"), file=sys.stderr)
+        raise SystemExit(2) from None
     except OSError as error:
         if error.errno not in SYSTEM_ERRORS:
             raise
@@ -339,7 +374,24 @@ def run(main: Callable[[], None]) -> None:
     with patient_streams(), one_line_errors():
         if not Path(CONF).is_dir():
             raise InputError(f"{CONF} is missing; the chain runs from a clone of the repository: pip install -e FOLDER")
-        main()
+        try:
+            main()
+        except ValueError as error:
+            if str(error).startswith("Config group override"):  # Hydra does not say which
+                raise _not_an_option(sys.argv[1:]) from None
+            raise
+
+
+def _not_an_option(arguments: list[str]) -> InputError:
+    """What is wrong with the first argument that chooses none of the files of a group."""
+    for argument in arguments:
+        group, _, option = argument.partition("=")
+        folder = Path(CONF) / group
+        if "=" in argument and folder.is_dir() and not (folder / f"{option}.yaml").is_file():
+            options = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
+            wanted = f"{group} must be one of {options}" if group else "a setting must have a name"
+            return InputError(f"{wanted}, got {argument!r}")
+    return InputError(f"a group must be one of the files in {CONF}/GROUP; --help lists them")
 
 
 def _line(error: BaseException) -> str:

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from pdunroll.config import one_line_errors
 from pdunroll.errors import InputError, require_integer
-from pdunroll.processes import patient_streams
+from pdunroll.processes import patient_streams, printable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -160,7 +160,7 @@ def write(
         with (
             atomic(output) as temporary,
             writing(temporary, output.suffix.lower(), recording.rate, channels) as file,
-            tqdm(total=channels * -(-recording.samples // n), unit="frame", desc=output.name) as bar,
+            tqdm(total=channels * -(-recording.samples // n), unit="frame", desc=printable(output.name)) as bar,
         ):
             for samples in recording.blocks(size):
                 result, found = restore(K, before, samples, grids)

@@ -6,6 +6,7 @@ Files are read in blocks, never as a whole.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -49,7 +50,7 @@ class Recording:
         """The samples, (size, channels) at a time."""
         import soundfile
 
-        return soundfile.blocks(self.path, size, dtype="float64", always_2d=True)
+        return soundfile.blocks(os.fsencode(self.path), size, dtype="float64", always_2d=True)
 
 
 def scan(path: Path) -> Recording:
@@ -61,7 +62,7 @@ def scan(path: Path) -> Recording:
     read = 0
     try:
         require_whole(path)
-        info = soundfile.info(path)
+        info = soundfile.info(os.fsencode(path))
         unit = 2.0**-7 if info.subtype in ("PCM_S8", "PCM_U8") else 2.0**-15
         found = Recording(path, info.samplerate, info.frames, [{} for _ in range(info.channels)], unit)
         for block in found.blocks(1 << 16):
@@ -161,7 +162,8 @@ def writing(path: Path, suffix: str, rate: int, channels: int) -> Iterator[Sound
     """Open `path` for samples in the format that `suffix` names; the same samples give the same bytes at any time."""
     import soundfile
 
-    with soundfile.SoundFile(path, "w", rate, channels, SUBTYPES[suffix], format=suffix[1:].upper()) as file:
+    name = os.fsencode(path)  # as text it could not be one that is not UTF-8
+    with soundfile.SoundFile(name, "w", rate, channels, SUBTYPES[suffix], format=suffix[1:].upper()) as file:
         yield file
     if suffix == ".wav":  # libsndfile puts the time of day into its chunk of peaks, after a name, a size and a version
         with path.open("r+b") as header:

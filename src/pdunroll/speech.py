@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -191,12 +192,13 @@ def read_audio(path: Path) -> NDArray:
         raise InputError(f"{path} is no file; rename or remove it")
     try:
         require_whole(path)
-        info = soundfile.info(path)
+        name = os.fsencode(path)  # as text it could not be one that is not UTF-8
+        info = soundfile.info(name)
         if (info.channels, info.samplerate, info.subtype) == (1, SAMPLE_RATE, "PCM_16"):
-            return soundfile.read(path, dtype="int16")[0]
+            return soundfile.read(name, dtype="int16")[0]
         if not RATES[0] <= info.samplerate <= RATES[1]:  # resampling would fill the memory
             raise InputError(f"{path} has a rate of {info.samplerate} Hz, not of {RATES[0]} to {RATES[1]}; remove it")
-        channels, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        channels, rate = soundfile.read(name, dtype="float32", always_2d=True)
         samples = librosa.resample(channels.mean(axis=1), orig_sr=rate, target_sr=SAMPLE_RATE)
     except InputError:
         raise

@@ -21,7 +21,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from pdunroll.config import Config, build, one_line_errors, settings
+from pdunroll.config import Config, build, one_line_errors, require_machine, settings
 from pdunroll.errors import InputError
 from pdunroll.runs import read_json, read_table, write_json, write_table
 
@@ -61,6 +61,8 @@ class Sweep(Callback):
 
                 side_by_side = require_jobs(config.hydra.launcher.get("n_jobs", 1))
                 self.jobs = jobs_of(config)
+                if "submitit" not in config.hydra.launcher._target_:  # the trainings run on this machine
+                    require_machine(self.jobs[0].config.trainer)
                 require_folder("hydra.sweep.dir", config.hydra.sweep.dir)
                 cells = [Cell(job.folder, identify(job.config)) for job in self.jobs]
                 claim(Path(config.hydra.sweep.dir), cells)
@@ -110,6 +112,9 @@ def jobs_of(config: DictConfig) -> list[Job]:
                 f"`name`, such as 'name=rate${{optimization.learning_rate}}' prepared={own_settings.prepared}"
             )
         jobs[folder] = Job(own_settings, folder)
+    if not jobs:
+        empty = next((part for part in swept if part.endswith("=")), " ".join(plain["overrides"]["task"]))
+        raise InputError(f"the sweep has no training ({empty}); give each swept setting one value at least")
     return list(jobs.values())
 
 
@@ -173,7 +178,7 @@ def announce(jobs: list[Job], cells: list[Cell], side_by_side: int) -> None:
         kind = str((job.config.backprop, job.config.network.rows, job.config.network.step_norm, job.config.data))
         if kind not in models:
             models[kind] = time_model(job.config)
-        seconds += models[kind](job.config) * (1 - progress(cell.folder, job.config))
+        seconds += models[kind](job.config) * max(0.0, 1 - progress(cell.folder, job.config))
     size = sum(bytes_of(job.config) for job, _ in left)
     root = jobs[0].folder.parent
     existing = next(parent for parent in (root, *root.absolute().parents) if parent.exists())
@@ -213,7 +218,7 @@ def time_model(config: Config) -> Callable[[Config], float]:
     from pdunroll.problem import dct_operator
     from pdunroll.quantizer import quantize, radius
 
-    torch.set_num_threads(config.trainer.threads)
+    torch.set_num_threads(config.trainer.usable_threads)
     n = config.data.frame_length
     K = torch.nn.Parameter(dct_operator(config.network.rows or n, n))
     x = quantize(0.3 * torch.randn(VALIDATED, n).clamp(-3, 3), config.data.bits)

@@ -18,7 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from pdunroll.config import CONF, Config, build, one_line_errors, run, settings
+from pdunroll.config import CONF, Config, build, one_line_errors, require_machine, run, settings
 from pdunroll.errors import DivergenceError
 from pdunroll.processes import end_with_parent
 
@@ -48,6 +48,7 @@ def train(config: Config, folder: Path) -> float:
     """Train the cell `folder`, or what is left of it; return the best validation MSE."""
     from pdunroll.cell import Cell, claimed, identify
 
+    require_machine(config.trainer)
     strategy = build(config.backprop["strategy"])
     identity = identify(config)
     with claimed(folder):
@@ -77,7 +78,7 @@ def _train(config: Config, strategy: Backprop, cell: Cell) -> float:
     from pdunroll.training import FrameData, fit
 
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    torch.set_num_threads(config.trainer.threads)
+    torch.set_num_threads(config.trainer.usable_threads)
     network = UnrolledNetwork(
         rows=config.network.rows or config.data.frame_length,
         frame_length=config.data.frame_length,
@@ -115,7 +116,7 @@ def _train(config: Config, strategy: Backprop, cell: Cell) -> float:
             "steps": module.global_step,
             "seconds": history.seconds,
             "seconds_per_epoch": history.seconds / config.optimization.epochs,
-            "threads": config.trainer.threads,
+            "threads": config.trainer.usable_threads,
             "product": product_name() if config.trainer.accelerator == "cpu" else "cuda",
         }
         cell.finish(operator, results)  # before anything is uploaded

@@ -145,8 +145,8 @@ class UnrolledTraining(pl.LightningModule):
             raise self._diverged(f"largest entry of K {size:.3g}")
         try:
             loss = 0.5 * (self.network(observation) - truth).square().sum()
-        except InputError as error:  # K has overflowed
-            raise self._diverged(str(error)) from None
+        except InputError as error:
+            raise self._overflowed(error) from None
         if not math.isfinite(value := loss.item()):
             raise self._diverged(f"loss {value}")
         optimizer.zero_grad()
@@ -156,6 +156,10 @@ class UnrolledTraining(pl.LightningModule):
         optimizer.step()
         self.lr_schedulers().step()
         self.sums.update(loss=value, samples=truth.numel(), gradient_norms=norm, steps=1)
+
+    def _overflowed(self, error: InputError) -> InputError:
+        """The error itself before the first step, where no learning rate can be at fault."""
+        return error if self.global_step == 0 else self._diverged(str(error))
 
     def _diverged(self, symptom: str) -> DivergenceError:
         return DivergenceError(
@@ -168,7 +172,7 @@ class UnrolledTraining(pl.LightningModule):
         try:
             restored = self.network(observation)
         except InputError as error:
-            raise self._diverged(str(error)) from None
+            raise self._overflowed(error) from None
         squares, unrestored = (float((y - truth).double().square().sum()) for y in (restored, observation))
         self.sums.update(squares=squares, unrestored=unrestored, validated=truth.numel())
 
