@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -20,8 +21,14 @@ import soundfile
 import pdunroll
 from conftest import Outcome, command, refused, state
 from pdunroll.cell import environment
+from pdunroll.config import Optimization
+from pdunroll.errors import InputError
+from pdunroll.network import UnrolledNetwork
+from pdunroll.runs import read_json, write_json
+from pdunroll.training import UnrolledTraining
 
 PREPARE = ("experiment=smoke", "data=folder", "data.root=audio", "~data.source.minutes", "tracking=off")
+NOISE = np.random.default_rng(0).uniform(-0.5, 0.5, 8000)
 
 
 @pytest.fixture
@@ -263,3 +270,50 @@ def test_prepare_interrupted(tmp_path, to):
     assert errors == "pdunroll: interrupted; the same command goes on where it stood\n"
     assert not members(process.pid)
     assert not list(tmp_path.rglob("*.npz"))
+
+
+def test_hints_repeat_the_overrides_that_were_used(prepared, call):
+    own = (*PREPARE, "name=own", "prepared=outputs/smoke/prepared")
+    given = shlex.join(own)
+    refused(call("evaluate", *own), f"`python -m pdunroll.train -m {given}`")
+    refused(call("figures", *own), f"`python -m pdunroll.evaluate {given}`")
+    refused(call("report", *own), f"`python -m pdunroll.evaluate {given}`")
+    one = ("-m", *own, "network.iterations=3", "backprop=full", "backprop.primal_mask=active_set")
+    assert command("train", *one, cwd=prepared).returncode == 0
+    assert call("evaluate", *own).status == 0
+    refused(call("report", *own), f"`python -m pdunroll.figures {given}`")
+    done = call("figures", *own)
+    assert f"python -m pdunroll.evaluate {given}   seed 0" in done.out
+    assert call("report", *own).status == 0  # with the frames in another folder
+
+
+def test_a_missing_file_is_not_called_damaged(tmp_path):
+    with pytest.raises(InputError, match="is missing"):
+        read_json(tmp_path / "none.json")
+
+
+def test_trainings_that_go_on_need_no_negative_time(prepared):
+    arguments = ("-m", *PREPARE, "network.iterations=3", "backprop=full", "backprop.primal_mask=active_set")
+    assert command("train", *arguments, cwd=prepared).returncode == 0
+    (record,) = (prepared / "multirun/smoke").glob("*/run.json")
+    write_json(record, {**json.loads(record.read_text()), "status": "training"})
+    (record.parent / "last.ckpt").write_text("")
+    table = (record.parent / "training.csv").read_text().splitlines()
+    (record.parent / "training.csv").write_text("\n".join([table[0], "9" + table[-1]]) + "\n")
+    done = command("train", *arguments, cwd=prepared)
+    assert "about 0 s for the rest" in done.stdout
+
+
+def test_a_training_that_cannot_begin_is_not_blamed_on_the_learning_rate():
+    network = UnrolledNetwork(rows=8, frame_length=8, radius=0.1, iterations=2, backprop=pdunroll.Full())
+    module = UnrolledTraining(network, Optimization(), 10, 10)
+    error = InputError("K must be float32 or float64")
+    assert module._overflowed(error) is error
+
+
+def test_a_result_of_silence_is_announced(tmp_path, call):
+    soundfile.write(tmp_path / "coarse.wav", pdunroll.quantize(NOISE, 1), 16000)
+    done = call("dequantize", "coarse.wav", "out.wav")
+    assert "silence" in done.out
+    soundfile.write(tmp_path / "finer.wav", pdunroll.quantize(1.9 * NOISE, 2), 16000)
+    assert "silence" not in call("dequantize", "finer.wav", "out.wav").out

@@ -103,6 +103,8 @@ def dequantize(
         print(f"channel {number}: {grid}")
     if max(grid.count for grid in grids) > FEW_LEVELS:
         print(f"note: with more than {FEW_LEVELS} levels the result may be further from the truth than the recording")
+    if all(grid.zero_is_everywhere for grid in grids):
+        print("note: 0 lies in every cell, so the sparsest recording is silence")
     print(f"operator: {operator or 'of pdunroll'}, {K.shape[0]} x {K.shape[1]}, {origin(provenance, recording.rate)}")
     start = time.perf_counter()
     gaps, scores = write(recording, output, K, grids, truth)

@@ -23,7 +23,7 @@ from omegaconf import DictConfig
 
 from pdunroll.config import CONF, Config, build, one_line_errors, run, settings
 from pdunroll.errors import InputError
-from pdunroll.processes import end_with_parent
+from pdunroll.processes import command, end_with_parent
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -107,7 +107,7 @@ def evaluate(config: Config) -> None:
     write_json(
         config.outputs / "provenance.json",
         {
-            "command": f"python -m pdunroll.evaluate experiment={config.name}",
+            "command": command("evaluate", config.name),
             "seeds": sorted({record["settings"]["seed"] for _, record in cells}),
             "commit": environment()["commit"],
             "data": f"{config.data.name}, sha256 {read_manifest(config.prepared)['digest']}",

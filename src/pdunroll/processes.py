@@ -1,9 +1,11 @@
-"""How commands behave as processes: readers that leave, parents that die, names that a terminal cannot show."""
+"""How commands behave as processes: how they were started, readers that leave, parents that die, names that a terminal
+cannot show."""
 
 from __future__ import annotations
 
 import io
 import os
+import shlex
 import stat
 import sys
 import threading
@@ -54,6 +56,14 @@ def _patient(stream: Any, number: int) -> Any:
     encoding = "utf-8" if stream is None else stream.encoding
     raw = io.BufferedWriter(Pipe(number, "w", closefd=False))
     return io.TextIOWrapper(raw, encoding=encoding, errors="backslashreplace", line_buffering=number == 2)
+
+
+def command(stage: str, name: str, *flags: str) -> str:
+    """Return the command of a stage for the experiment `name`, with the overrides that this one was started with."""
+    from hydra.core.hydra_config import HydraConfig
+
+    given = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else [f"experiment={name}"]
+    return shlex.join(["python", "-m", f"pdunroll.{stage}", *flags, *given])
 
 
 def printable(text: str) -> str:

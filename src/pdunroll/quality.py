@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 
 from pdunroll.config import CONF, Config, build, one_line_errors, run, settings
 from pdunroll.errors import InputError
-from pdunroll.processes import end_with_parent
+from pdunroll.processes import command, end_with_parent
 from pdunroll.runs import Layout
 
 if TYPE_CHECKING:
@@ -94,8 +94,7 @@ def candidates(config: Config) -> list[tuple[Row, NDArray]]:
         key = cell_key(record)
         if run_name(key) not in validated:
             raise InputError(
-                f"{config.outputs}/optima.csv has no row for {folder}; run "
-                f"`python -m pdunroll.evaluate experiment={config.name}` again"
+                f"{config.outputs}/optima.csv has no row for {folder}; run `{command('evaluate', config.name)}` again"
             )
         entry = validated[run_name(key)], folder
         kind = key["step_norm"], key["primal_mask"], key["backprop"]

@@ -19,7 +19,9 @@ from omegaconf import DictConfig
 
 from pdunroll.config import CONF, Config, one_line_errors, run, settings
 from pdunroll.errors import InputError
+from pdunroll.frames import read_manifest
 from pdunroll.plotting import MASK_TITLES, NORM_TITLES, diverging, set_style
+from pdunroll.processes import command
 from pdunroll.runs import KEY, PROVENANCE, atomic, read_json, read_results, read_table, run_name
 
 if TYPE_CHECKING:
@@ -60,9 +62,7 @@ def render(config: Config) -> str:
     provenance = read_json(folder / "provenance.json", PROVENANCE)
     for stem in ("regimes", "interpretability", "bump"):
         if not (folder / "figures" / f"{stem}.svg").is_file():
-            raise InputError(
-                f"{folder}/figures/{stem}.svg is missing; make it with `python -m pdunroll.figures experiment={name}`"
-            )
+            raise InputError(f"{folder}/figures/{stem}.svg is missing; make it with `{command('figures', name)}`")
     set_style()
     template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return template.from_string(files("pdunroll").joinpath("report.html").read_text(encoding="utf-8")).render(
@@ -84,13 +84,11 @@ def render(config: Config) -> str:
         masks=MASK_TITLES,
         norms=NORM_TITLES,
         provenance=provenance,
-        manifest=read_json(folder / "prepared" / "manifest.json", ("settings", "splits", "digest")),
+        manifest=read_manifest(config.prepared),
         settings=settings_text(folder / "settings.yaml"),
         environment=environments(runs),
         hours=sum(row["seconds"] for row in training) / 3600,
-        commands={
-            stage: f"python -m pdunroll.{stage} experiment={name}" for stage in ("verdicts", "quality", "theory")
-        },
+        commands={stage: command(stage, name) for stage in ("verdicts", "quality", "theory")},
     )
 
 

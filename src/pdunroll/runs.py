@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pdunroll.errors import InputError
+from pdunroll.processes import command
 
 # The tables of results: the columns that name an operator, and the numbers that others read in each table.
 KEY = ("backprop", "primal_mask", "step_norm", "l_training", "seed", "b")
@@ -155,11 +156,13 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path, keys: Sequence[str] = ()) -> dict[str, Any]:
-    """An object that has these keys; raises `InputError` naming the file if it is damaged."""
+    """An object that has these keys; raises `InputError` naming the file if it is missing or damaged."""
     try:
         content = json.loads(path.read_text())
         if missing := [key for key in keys if key not in content]:
             raise ValueError(f"it has no {missing[0]!r}")
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing; make it first") from None
     except (OSError, ValueError, TypeError) as error:
         raise InputError(f"{path} cannot be read ({error}); remove it and make it again") from None
     return content
@@ -202,8 +205,7 @@ def read_table(
 
 def read_results(folder: Path, name: str) -> list[dict[str, Any]]:
     """One of the tables that `evaluate` writes to outputs/<name>/, see `RESULTS`."""
-    command = f"python -m pdunroll.evaluate experiment={folder.name}"
-    return read_table(folder / f"{name}.csv", command, columns=KEY, numbers=RESULTS[name])
+    return read_table(folder / f"{name}.csv", command("evaluate", folder.name), columns=KEY, numbers=RESULTS[name])
 
 
 def run_name(row: Mapping[str, Any]) -> str:
