@@ -329,7 +329,7 @@ def test_bad_settings_are_refused(call, tmp_path, arguments, named):
 def test_bad_settings_in_a_sweep_are_refused(tmp_path):
     done = command("train", "-m", "experiment=smoke", "network.iterations=0,3", cwd=tmp_path)
     assert done.returncode == 2
-    assert "pdunroll: network.iterations (L) must be an integer at least 1, got 0" in done.stderr
+    assert "pdunroll: network.iterations (L) must be an integer in 1..1000000, got 0" in done.stderr
     assert "Traceback" not in done.stderr
 
 

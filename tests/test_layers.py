@@ -8,7 +8,7 @@ from pathlib import Path
 import pdunroll
 
 LAYERS = (
-    {"errors"},
+    {"errors", "processes"},
     # mathematics
     {
         "quantizer",

@@ -71,8 +71,8 @@ class Sweep(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         if self.jobs:
             with one_line_errors():
-                conclude(self.jobs)
                 note_of(Path(config.hydra.sweep.dir)).unlink(missing_ok=True)
+                conclude(self.jobs)
 
 
 def task_settings(config: DictConfig) -> Config:
