@@ -20,7 +20,7 @@ import pdunroll
 from conftest import command, environment, replace, repro
 from pdunroll.frames import load
 
-CELLS = [f"{mode}-active_set-L{depth}-seed0" for mode in ("full", "truncated30") for depth in (3, 10)]
+CELLS = [f"{mode}-active_set-frobenius-L{depth}-seed0" for mode in ("full", "truncated30") for depth in (3, 10)]
 
 
 def table(path: Path) -> list[dict[str, str]]:
@@ -76,7 +76,7 @@ def test_evaluation_table_against_a_direct_computation(smoke):
     y, x = (torch.from_numpy(array[chosen]).double() for array in (test.truth, test.observation))
     operators = {("dct", ""): pdunroll.dct_operator(64, 64)}
     for mode, label in (("full", "full"), ("truncated", "truncated30")):
-        path = smoke / f"multirun/smoke/{label}-active_set-L10-seed0/operator.npy"
+        path = smoke / f"multirun/smoke/{label}-active_set-frobenius-L10-seed0/operator.npy"
         operators[mode, "10"] = torch.from_numpy(np.load(path))
     for key, operator in operators.items():
         for count in (1, 10, 30):
@@ -93,7 +93,7 @@ def test_metrics_and_training_tables_agree_with_their_sources(smoke):
     (row,) = [
         row for row in rows if (row["backprop"], row["l_training"], row["l_inference"]) == ("truncated", "3", "3")
     ]
-    assert metrics["truncated30-active_set-L3-seed0"]["classical"] == float(row["mse"])
+    assert metrics["truncated30-active_set-frobenius-L3-seed0"]["classical"] == float(row["mse"])
     times = table(smoke / "outputs/smoke/training.csv")
     assert [(row["backprop"], row["l_training"]) for row in times] == [
         ("full", "3"), ("full", "10"), ("truncated", "3"), ("truncated", "10"),
@@ -123,7 +123,7 @@ def test_optima_are_certified(smoke):
 def test_theory_tables(smoke):
     folder = smoke / "outputs/smoke/theory"
     counts = {row["operator"]: row for row in table(folder / "counts.csv")}
-    assert set(counts) == {"dct", "full-active_set-L10-seed0"}
+    assert set(counts) == {"dct", "full-active_set-frobenius-L10-seed0"}
     for row in counts.values():
         assert sum(int(row[kind]) for kind in ("trivial", "vertex", "degenerate")) == 16
     fidelity = table(folder / "fidelity.csv")
@@ -254,7 +254,9 @@ def test_a_changed_strategy_trains_its_own_cells_again(project):
             cwd=project, env=environment(project), capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
-        return {name for name in ("full", "implicit") if f"{name}-active_set-L3-seed0  step 16" in done.stdout}
+        return {
+            name for name in ("full", "implicit") if f"{name}-active_set-frobenius-L3-seed0  step 16" in done.stdout
+        }
 
     assert command("prepare", "experiment=smoke", cwd=project).returncode == 0
     assert trained() == {"full", "implicit"}

@@ -88,7 +88,7 @@ def test_cell_folder_names_tell_cells_apart():
     def cell(*overrides: str) -> str:
         return settings(composed(*overrides)).cell
 
-    assert cell("network.iterations=100") == "full-active_set-L100-seed0"
+    assert cell("network.iterations=100") == "full-active_set-frobenius-L100-seed0"
     names = {
         cell(*overrides)
         for overrides in itertools.product(

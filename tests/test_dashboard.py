@@ -138,7 +138,7 @@ def test_panels_ask_for_what_is_logged(finished, view):
 
 
 def test_runs_say_what_they_are(finished):
-    cell = finished / "multirun/smoke/truncated30-active_set-L10-seed0"
+    cell = finished / "multirun/smoke/truncated30-active_set-frobenius-L10-seed0"
     _, summary, config = logged(the_run(cell))
     assert (config["job_type"], config["group"]) == ("train", "smoke")
     assert config["tags"] == ["smoke", "truncated", "active_set", "L=10"]

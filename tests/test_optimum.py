@@ -12,6 +12,7 @@ from scipy.optimize import linprog
 
 import pdunroll
 from pdunroll.chambolle_pock import Masks, chambolle_pock
+from pdunroll.engine import engine_for
 from pdunroll.frames import load
 from pdunroll.implicit import multipliers
 from pdunroll.optimum import duality_gap, lu_factors, trivial
@@ -209,10 +210,10 @@ def test_polished_iterates_are_vertices(speech):
 
 def test_memory_of_implicit_does_not_depend_on_the_depth(speech):
     _, x, operator = speech
-    algorithm = chambolle_pock(operator, radius=ETA)
+    engine = engine_for(chambolle_pock(operator, radius=ETA), operator)
     sizes = []
     for depth in (10, 200):
-        kept = pdunroll.Implicit().forward(algorithm, operator, x, depth)[1]
+        kept = pdunroll.Implicit().forward(engine, operator, x, depth)[1]
         sizes.append(sum(tensor.nbytes for tensor in kept))
     assert sizes[0] == sizes[1]
 

@@ -77,7 +77,7 @@ def build(folder: Path, world: World, mask: str = "active_set") -> Path:
                 b = 30 if mode == "truncated" else None
                 key = {"backprop": mode, "primal_mask": mask, "l_training": depth, "seed": seed, "b": b}
                 mse = 1e-3 * curve(world, mode, depth, final) * (1 + world.spread * generator.normal())
-                add(f"{mode}{b or ''}-{mask}-L{depth}-seed{seed}", key, mse, mse[-1] * (1 - world.unfinished))
+                add(f"{mode}{b or ''}-{mask}-frobenius-L{depth}-seed{seed}", key, mse, mse[-1] * (1 - world.unfinished))
                 seconds = 2 * depth if mode == "full" else world.seconds * (depth + 30)
                 best = 0 if (mode, depth) in world.untrained else 7
                 tables["training"].append({**key, "validation_mse": final, "best_step": best, "seconds": seconds})
@@ -409,8 +409,8 @@ def test_missing_tables(call, tmp_path, name):
 
 def test_errors_that_are_missing_damaged_or_of_another_run(call, tmp_path):
     folder = build(tmp_path / "outputs/made", BASE)
-    path, other = (folder / f"errors/{mode}-active_set-L10-seed0.npz" for mode in ("full", "truncated30"))
-    shutil.copy(folder / "errors/full-active_set-L500-seed0.npz", path)
+    path, other = (folder / f"errors/{mode}-active_set-frobenius-L10-seed0.npz" for mode in ("full", "truncated30"))
+    shutil.copy(folder / "errors/full-active_set-frobenius-L500-seed0.npz", path)
     refused(call("verdicts", "name=made"), path.name, "evaluation.csv", "pdunroll.evaluate")
     path.write_bytes(other.read_bytes()[:500])
     refused(call("verdicts", "name=made"), path.name, "pdunroll.evaluate")
