@@ -408,10 +408,10 @@ def test_installed_without_the_repository(call, tmp_path, monkeypatch):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 10 MB."""
+    """A file system of 20 MB."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=10m", "tmpfs", folder]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", folder]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("mounting a file system is not allowed here")
     yield folder
