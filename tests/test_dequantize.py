@@ -404,7 +404,7 @@ def test_shipped_operator_says_what_made_it():
 
 
 def test_operator_of_a_training(smoke, folder, call):
-    cell = smoke / "multirun/smoke/full-active_set-L10-seed0"
+    cell = smoke / "multirun/smoke/full-active_set-frobenius-L10-seed0"
     record = json.loads((cell / "run.json").read_text())
     made = operators.of_cell(cell, "the command")
     operators.save(folder / "own.npz", made)

@@ -44,7 +44,7 @@ def test_another_seed_gives_another_operator(smoke, tmp_path):
 
 
 def test_the_smoke_table_is_the_published_one(smoke):
-    key = ("backprop", "primal_mask", "l_training", "seed", "b", "l_inference")
+    key = ("backprop", "primal_mask", "step_norm", "l_training", "seed", "b", "l_inference")
     ours = {
         tuple(row[name] for name in key): float(row["mse"]) for row in table(smoke / "outputs/smoke/evaluation.csv")
     }

@@ -47,7 +47,7 @@ def test_a_failed_training_lets_the_others_go_on(prepared, call):
     )  # fmt: skip
     assert done.returncode == 1
     assert "Traceback" not in done.stdout + done.stderr
-    cell = "full-active_set-L3-seed0"
+    cell = "full-active_set-frobenius-L3-seed0"
     rows = {name: table(prepared / f"multirun/rate{name}/sweep.csv")[0] for name in ("0.0001", "1e+30", "3.0")}
     assert {name: row["status"] for name, row in rows.items()} == {
         "0.0001": "finished", "1e+30": "failed", "3.0": "failed",
@@ -68,7 +68,9 @@ def test_a_failed_training_lets_the_others_go_on(prepared, call):
 def test_two_trainings_of_one_folder_are_refused(prepared):
     done = command("train", *ARGUMENTS, "optimization.learning_rate=1e-4,1e-3", cwd=prepared)
     assert done.returncode == 2
-    assert done.stderr.startswith("pdunroll: two trainings of the sweep would go to multirun/smoke/full-active_set-L3-")
+    assert done.stderr.startswith(
+        "pdunroll: two trainings of the sweep would go to multirun/smoke/full-active_set-frobenius-L3-"
+    )
     assert "`name`" in done.stderr
     assert not list((prepared / "multirun").rglob("run.json"))
 
@@ -103,8 +105,8 @@ def test_an_interrupt_ends_at_once_and_the_same_command_goes_on(prepared, mode):
     assert "Traceback" not in rest
     done = command("train", *arguments, "experiment=smoke", "tracking=off", cwd=prepared)
     assert done.returncode == 0
-    assert "full-active_set-L10-seed0  step 4 of 640" not in done.stdout
-    assert "full-active_set-L10-seed0  step 640 of 640" in done.stdout
+    assert "full-active_set-frobenius-L10-seed0  step 4 of 640" not in done.stdout
+    assert "full-active_set-frobenius-L10-seed0  step 640 of 640" in done.stdout
 
 
 def test_the_second_process_in_a_cell_waits(prepared):

@@ -12,6 +12,7 @@ import io
 import logging
 import platform
 import subprocess
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 from pdunroll.config import Config
 from pdunroll.errors import InputError
 from pdunroll.frames import read_manifest
-from pdunroll.runs import atomic, digest, read_json, source_digest, write_json
+from pdunroll.runs import atomic, digest, read_json, read_record, source_digest, write_json
 
 log = logging.getLogger(__name__)
 
@@ -151,7 +152,7 @@ def finished_cells(runs: Path, wanted: dict[str, Any], name: str) -> list[tuple[
     command = f"python -m pdunroll.train -m experiment={name}"
     cells, older = [], []
     for path in sorted(runs.glob(f"*/{RECORD}")):
-        record = read_json(path, ("status", "settings", "data", "code"))
+        record = read_record(path, ("status", "data", "code"))
         if record["status"] != "finished":
             what = {"training": "is not finished", "failed": "has failed"}.get(record["status"], "is damaged")
             log.warning("%s %s and is left out; `%s` goes on with it", path.parent, what, command)
@@ -187,9 +188,11 @@ def _differing(record: dict[str, Any], wanted: dict[str, Any]) -> str | None:
     }
     cell_key(record), record["results"]["validation_mse"], record["results"]["seconds"]  # what the tables need
     if own != expected:
-        then, now = flat(own), flat(expected)
-        name = next(name for name in (*now, *then) if then.get(name) != now.get(name))
-        return f"{name}={then.get(name, 'unset')}, not {now.get(name, 'unset')}"
+        then, now = defaultdict(lambda: "unset", flat(own)), defaultdict(lambda: "unset", flat(expected))
+        return next(
+            (f"{name}={then[name]}, not {now[name]}" for name in [*now, *then] if then[name] != now[name]),
+            "other settings",
+        )
     return "other data" if record["data"] != wanted["data"] else None
 
 

@@ -84,12 +84,13 @@ def collect(folder: Path, name: str) -> Contents:
     tables["training"] = [{"model": model(row), **row} for row in tables["training"]]
     for part in ("verdicts", "quality_summary"):
         if (folder / f"{part}.csv").is_file():
-            tables[part] = read_table(folder / f"{part}.csv", f"python -m pdunroll.{part.split('_')[0]}")
+            command = f"python -m pdunroll.{part.split('_')[0]} experiment={name}"
+            tables[part] = read_table(folder / f"{part}.csv", command, columns=("primal_mask", "step_norm"))
     figures = {stem: folder / f"{stem}.png" for stem in FIGURES if (folder / f"{stem}.png").is_file()}
     index = folder / "audio" / "index.json"
     sentences = []
     for entry in read_json(index) if index.is_file() else []:
-        words = entry["name"], entry["restoration"], entry["primal_mask"]
+        words = entry["name"], entry["restoration"], entry["primal_mask"], entry.get("step_norm")
         sentences.append((folder / "audio" / entry["file"], " ".join(filter(None, words))))
     for path, _ in sentences:
         if not path.is_file():

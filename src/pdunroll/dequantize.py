@@ -132,7 +132,7 @@ def origin(provenance: dict[str, Any], rate: int) -> str:
         return "of unknown origin"
     learned = provenance["sample_rate"]
     caution = "" if rate == learned else f" (at {rate} Hz its frames have another duration)"
-    return f"trained on {provenance['data'].split(',')[0]} at {provenance['bits']} bits and {learned} Hz{caution}"
+    return f"trained on {str(provenance['data']).split(',')[0]} at {provenance['bits']} bits and {learned} Hz{caution}"
 
 
 def write(

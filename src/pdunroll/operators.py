@@ -80,14 +80,17 @@ def _provenance(path: Path) -> dict[str, Any]:
     record = read_json(path, ("status", "settings", "data", "results", "environment"))
     if record["status"] != "finished":
         raise InputError(f"{path.parent} is not a finished training; run its command again")
-    settings = record["settings"]
-    return {
-        "data": f"{settings['data']['name']}, sha256 {record['data']}",
-        "sample_rate": SAMPLE_RATE,
-        "bits": settings["data"]["bits"],
-        "seed": settings["seed"],
-        "validation_mse": record["results"]["validation_mse"],
-        "commit": record["environment"]["commit"],
-        "torch": record["environment"]["torch"],
-        "settings": settings,
-    }
+    try:
+        settings = record["settings"]
+        return {
+            "data": f"{settings['data']['name']}, sha256 {record['data']}",
+            "sample_rate": SAMPLE_RATE,
+            "bits": settings["data"]["bits"],
+            "seed": settings["seed"],
+            "validation_mse": record["results"]["validation_mse"],
+            "commit": record["environment"]["commit"],
+            "torch": record["environment"]["torch"],
+            "settings": settings,
+        }
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path} is damaged ({error}); remove {path.parent} and train again") from None

@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 from pdunroll.config import CONF, Config, one_line_errors, run, settings
 from pdunroll.errors import InputError
 from pdunroll.plotting import MASK_TITLES, NORM_TITLES, diverging, set_style
-from pdunroll.runs import KEY, PROVENANCE, atomic, read_json, read_results, read_table, run_name
+from pdunroll.runs import KEY, PROVENANCE, atomic, read_json, read_record, read_results, read_table, run_name
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -67,9 +67,9 @@ def render(config: Config) -> str:
     template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return template.from_string(files("pdunroll").joinpath("report.html").read_text(encoding="utf-8")).render(
         name=name,
-        verdicts=claims(optional(folder / "verdicts.csv")),
-        quality=quality(optional(folder / "quality_summary.csv")),
-        results=results(evaluation, training, optional(folder / "optima.csv")),
+        verdicts=claims(optional(folder, "verdicts", "verdicts")),
+        quality=quality(optional(folder, "quality_summary", "quality")),
+        results=results(evaluation, training, optional(folder, "optima", "evaluate")),
         figures=[
             {
                 "title": title,
@@ -94,9 +94,11 @@ def render(config: Config) -> str:
     )
 
 
-def optional(path: Path) -> list[Row]:
-    """The rows of a table, none if its stage has not run."""
-    return read_table(path, "") if path.is_file() else []
+def optional(folder: Path, table: str, stage: str) -> list[Row]:
+    """The rows of a table in outputs/<name>/, none if its stage has not run."""
+    path = folder / f"{table}.csv"
+    command = f"python -m pdunroll.{stage} experiment={folder.name}"
+    return read_table(path, command, columns=("primal_mask", "step_norm")) if path.is_file() else []
 
 
 def claims(rows: list[Row]) -> dict[str, list[Any]]:
@@ -155,7 +157,7 @@ def inline(text: str, prefix: str, title: str) -> str:
 
 def trainings(runs: Path) -> list[tuple[Path, Row]]:
     """Folder and record of each finished training."""
-    records = [(path.parent, read_json(path, ("status", "settings"))) for path in sorted(runs.glob("*/run.json"))]
+    records = [(path.parent, read_record(path, ("status",))) for path in sorted(runs.glob("*/run.json"))]
     return [(folder, record) for folder, record in records if record["status"] == "finished"]
 
 
@@ -229,6 +231,8 @@ def sentences(folder: Path) -> list[Row]:
     found: dict[str, list[Row]] = {}
     for entry in read_json(folder / "index.json"):
         path = folder / entry["file"]
+        if "step_norm" not in entry:
+            raise InputError(f"{folder}/index.json names no step_norm; make it again with `python -m pdunroll.quality`")
         if not path.is_file():
             raise InputError(f"{path} is missing; make it again with `python -m pdunroll.quality`")
         audio = "data:audio/wav;base64," + base64.b64encode(path.read_bytes()).decode()

@@ -75,6 +75,18 @@ def read_json(path: Path, keys: Sequence[str] = ()) -> dict[str, Any]:
     return content
 
 
+def read_record(path: Path, keys: Sequence[str] = ()) -> dict[str, Any]:
+    """A training's run.json with these keys; raises `InputError` if it is damaged or says nothing of its step sizes."""
+    record = read_json(path, ("settings", *keys))
+    network = record["settings"].get("network") if isinstance(record["settings"], dict) else None
+    if isinstance(network, dict) and "step_norm" not in network:
+        raise InputError(
+            f"{path.parent} was trained before the setting network.step_norm existed; "
+            "train it again by the command of its experiment, and remove this folder"
+        )
+    return record
+
+
 def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write rows of equal keys as CSV; floats with all their digits."""
     with atomic(path) as temporary, temporary.open("w", newline="") as file:

@@ -61,7 +61,8 @@ def judge(config: Config) -> None:
     theory = {}
     if (folder / "theory").is_dir():
         command = f"python -m pdunroll.theory experiment={config.name}"
-        theory = {name: read_table(folder / "theory" / f"{name}.csv", command) for name in TABLES}
+        columns = ("operator", "step_norm")
+        theory = {name: read_table(folder / "theory" / f"{name}.csv", command, columns=columns) for name in TABLES}
     memory = folder / "benchmark/memory.csv"
     peaks = read_table(memory, f"python -m pdunroll.benchmark experiment={config.name}") if memory.is_file() else []
 
