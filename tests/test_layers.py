@@ -9,6 +9,7 @@ import pdunroll
 
 LAYERS = (
     {"errors"},
+    {"folders"},
     # mathematics
     {
         "quantizer",
@@ -53,7 +54,7 @@ LAYERS = (
         "dequantize",
     },  # entry points
 )
-MATHEMATICS, SPEECH, FROM_TABLES, ENTRY_POINTS = LAYERS[1], LAYERS[2], LAYERS[-2], LAYERS[-1]
+MATHEMATICS, SPEECH, FROM_TABLES, ENTRY_POINTS = LAYERS[2], LAYERS[3], LAYERS[-2], LAYERS[-1]
 
 
 def imports() -> dict[str, set[str]]:

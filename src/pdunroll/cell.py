@@ -100,9 +100,14 @@ class Cell:
 
     def begin(self) -> None:
         """Keep what an interrupted training of just this kind has left; clear what any other has."""
+        results = [self.folder / name for name in (OPERATOR, "training.csv", "last.ckpt")]
+        if not self.record and (found := next((path for path in results if path.exists()), None)):
+            raise InputError(
+                f"{found} is there, but no {RECORD} beside it: this command did not write it; move it away"
+            )
         if not self._same:
-            for name in (RECORD, OPERATOR, "training.csv", "last.ckpt"):
-                (self.folder / name).unlink(missing_ok=True)
+            for path in (*results, self.folder / RECORD):  # the record last: what is left of a kill is known as ours
+                path.unlink(missing_ok=True)
         if not self._same or self.record["status"] != "training":
             self._write("training", None)
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -258,8 +259,9 @@ class Config:
 
     def __post_init__(self) -> None:
         require_integer("seed", self.seed, 0, 2**32 - 1)
-        if self.name in ("", ".", "..") or "/" in self.name:
-            raise InputError(f"name must be the name of a folder, got {self.name!r}")
+        for setting in ("name", "cell"):
+            if (value := getattr(self, setting)) in ("", ".", "..") or "/" in value or "\\" in value:
+                raise InputError(f"{setting} must be the name of a folder, got {value!r}")
 
     @property
     def outputs(self) -> Path:
@@ -272,6 +274,8 @@ ConfigStore.instance().store(name="schema", node=Config)
 
 def settings(config: DictConfig) -> Config:
     """The configuration as typed, checked, plain values; raises `InputError` naming the setting at fault."""
+    if HydraConfig.initialized():  # paths are those of the folder that the command was started in
+        os.chdir(HydraConfig.get().runtime.cwd)
     plain = OmegaConf.to_object(config)
     assert isinstance(plain, Config)
     for prefix, node in (("", plain), *((f"{name}.", part) for name, part in vars(plain).items())):

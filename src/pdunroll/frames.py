@@ -8,7 +8,6 @@ y = samples / peak in float64, x = the centre of the cell.
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from pdunroll import quantizer
 from pdunroll.errors import InputError, require_integer
+from pdunroll.folders import replaced
 from pdunroll.runs import digest, read_json, write_json
 from pdunroll.speech import SAMPLE_RATE, SPLITS, Recording
 
@@ -35,14 +35,31 @@ class Frames:
 
 
 def prepare(recordings: Iterable[Recording], folder: Path, *, frame_length: int, bits: int) -> dict[str, Any]:
-    """Cut, quantize and store recordings in `folder`, which is replaced as a whole; return the manifest.
+    """Cut, quantize and store recordings in `folder`, which is replaced if `prepare` made it; return the manifest.
 
     frame_length is in samples; what is left at a file's end is dropped. Raises `InputError` naming the recording if
     it is silent or shorter than a frame, or if two splits hold the same recording.
     """
     require_integer("data.frame_length", frame_length, 1)
-    half_step = quantizer.radius(bits)
-    splits: dict[str, list[tuple[dict[str, Any], NDArray, NDArray]]] = {split: [] for split in SPLITS}
+    with replaced(folder, "prepared", ours) as partial:
+        return _store(_cut(recordings, frame_length, bits), partial, frame_length, bits)
+
+
+def ours(folder: Path) -> set[str]:
+    """Return the names of what `prepare` has written to a folder; none without its manifest."""
+    try:
+        splits = read_manifest(folder)["splits"]
+    except InputError:
+        return set()
+    return {MANIFEST, *(f"{split}.npz" for split in splits)}
+
+
+Splits = dict[str, list[tuple[dict[str, Any], NDArray, NDArray]]]  # split -> entry in the manifest, samples, cells
+
+
+def _cut(recordings: Iterable[Recording], frame_length: int, bits: int) -> Splits:
+    """Return the frames of each recording and their quantization cells, by split."""
+    splits: Splits = {split: [] for split in SPLITS}
     seen: dict[str, Recording] = {}
     for recording in recordings:
         samples = recording.samples
@@ -68,12 +85,13 @@ def prepare(recordings: Iterable[Recording], folder: Path, *, frame_length: int,
     for split, files in splits.items():
         if not files:
             raise InputError(f"the data source gave no recordings for {split}; each split needs one at least")
+    return splits
 
+
+def _store(splits: Splits, folder: Path, frame_length: int, bits: int) -> dict[str, Any]:
+    """Write one npz a split and the manifest, and return the latter."""
     settings = {"frame_length": frame_length, "bits": bits, "sample_rate": SAMPLE_RATE}
     manifest: dict[str, Any] = {"settings": settings, "splits": {}}
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
-    partial.mkdir(parents=True)
     for split, files in splits.items():
         entries, frames, codes = zip(*files, strict=True)
         arrays = {
@@ -82,17 +100,15 @@ def prepare(recordings: Iterable[Recording], folder: Path, *, frame_length: int,
             "file_number": np.repeat(np.arange(len(entries)), [entry["frames"] for entry in entries]).astype(np.uint32),
             "peak": np.array([entry["peak"] for entry in entries]),
         }
-        path = partial / f"{split}.npz"
+        path = folder / f"{split}.npz"
         np.savez(path, **arrays)
         manifest["splits"][split] = {
-            **_statistics(*_decoded(arrays, bits), half_step),
+            **_statistics(*_decoded(arrays, bits), quantizer.radius(bits)),
             "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
             "files": list(entries),
         }
     manifest["digest"] = digest(manifest)
-    write_json(partial / MANIFEST, manifest)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    write_json(folder / MANIFEST, manifest)
     return manifest
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import io
 import logging
-import shutil
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ from omegaconf import DictConfig
 
 from pdunroll.config import CONF, Config, build, one_line_errors, run, settings
 from pdunroll.errors import InputError
+from pdunroll.folders import replaced
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 KEY = ("restoration", "primal_mask", "step_norm", "cell")
+INDEX = "index.json"
 METRICS = ("sdr_db", "si_sdr_db", "pesq_wb", "stoi")
 
 
@@ -199,14 +200,26 @@ def summary(rows: list[Row], seed: int) -> list[Row]:
 
 
 def listen(folder: Path, signals: list[tuple[Row, list[NDArray]]], names: list[str], rate: int) -> None:
-    """Write the first sentences of each take as 16-bit wav files and index.json; replaces `folder` as a whole."""
+    """Write the first sentences of each take as 16-bit wav files and index.json; replaces a `folder` that it made."""
+    with replaced(folder, "audio", listed) as partial:
+        _write_sentences(partial, signals, names, rate)
+
+
+def listed(folder: Path) -> set[str]:
+    """Return the names of what `listen` has written to a folder; none without its index."""
+    from pdunroll.runs import read_json
+
+    try:
+        return {INDEX, *(entry["file"] for entry in read_json(folder / INDEX))}
+    except (InputError, KeyError, TypeError):
+        return set()
+
+
+def _write_sentences(partial: Path, signals: list[tuple[Row, list[NDArray]]], names: list[str], rate: int) -> None:
     import soundfile
 
     from pdunroll.runs import write_json
 
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     entries = []
     for number, name in enumerate(names):
         for key, parts in signals:
@@ -217,9 +230,7 @@ def listen(folder: Path, signals: list[tuple[Row, list[NDArray]]], names: list[s
             soundfile.write(audio, parts[number].clip(-1.0, 1.0), rate, format="WAV", subtype="PCM_16")
             (partial / file).write_bytes(audio.getvalue())
             entries.append({"name": name, **key, "file": file, "seconds": len(parts[number]) / rate})
-    write_json(partial / "index.json", entries)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    write_json(partial / INDEX, entries)
 
 
 def report(means: list[Row]) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pdunroll.errors import InputError
+from pdunroll.folders import running
 
 # The tables of results: the columns that name an operator, and the numbers that others read in each table.
 KEY = ("backprop", "primal_mask", "step_norm", "l_training", "seed", "b")
@@ -39,24 +40,13 @@ def atomic(path: Path) -> Iterator[Path]:
     machine = platform.node().replace(".", "-")
     temporary = path.with_name(f".{path.name}.{machine}.{os.getpid()}.partial")
     for stale in path.parent.glob(glob.escape(f".{path.name}.{machine}.") + "*.partial"):
-        if not _alive(stale.name.split(".")[-2]):
+        if not running(stale.name.split(".")[-2]):
             stale.unlink(missing_ok=True)
     try:
         yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _alive(process: str) -> bool:
-    """Whether a process of this number is running, as far as can be told."""
-    try:
-        os.kill(int(process), 0)
-    except ProcessLookupError:
-        return False
-    except (ValueError, PermissionError):
-        pass
-    return True
 
 
 def write_json(path: Path, content: Any) -> None:
