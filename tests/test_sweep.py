@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from conftest import command
@@ -123,3 +124,25 @@ def test_the_second_process_in_a_cell_waits(prepared):
         assert not (cell / "run.json").exists()
     assert "step 16 of 16" in process.communicate()[0]
     assert process.returncode == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="processes have no parent to look for")
+def test_workers_end_when_their_parent_was_killed(prepared):
+    arguments = ("-m", "network.iterations=10", "optimization.epochs=800", "backprop=full,truncated")
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-m", "pdunroll.train", *arguments, "experiment=smoke", "tracking=off"],
+        cwd=prepared, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+    for line in process.stdout:
+        if "step 16 of" in line:
+            break
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert len(children) >= 2
+    os.kill(process.pid, signal.SIGKILL)
+    process.stdout.close()
+    process.wait()
+    gone, alive = psutil.wait_procs(children, timeout=20)
+    for child in alive:
+        child.kill()
+    assert not alive
+    assert len(gone) == len(children)

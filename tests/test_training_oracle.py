@@ -21,7 +21,7 @@ from pdunroll.training import FrameData, UnrolledTraining, fit
 
 N, BITS, ETA = 16, 3, 1 / 8
 FRAMES, BATCH, EPOCHS = 37, 8, 4  # five steps an epoch, the last one with five frames
-L, B = 12, 15  # with the released mask, min(L, B) backward iterations
+L = 12
 FIRST, LAST = 1e-3, 1e-5  # learning rates
 
 
@@ -36,12 +36,18 @@ class Case(NamedTuple):
     ratio: float
     epsilon: float
     counts: str
+    b: int  # backward iterations of the truncated mode; min(L, b) with the released mask
 
 
-PROTOCOL = {"rows": N, "theta": 1.0, "ratio": 10.0, "epsilon": 1e-7, "counts": "steps"}
-OTHER = {"rows": 13, "theta": 0.8, "ratio": 4.0, "epsilon": 1e-3, "counts": "frames"}
+PROTOCOL = {"rows": N, "theta": 1.0, "ratio": 10.0, "epsilon": 1e-7, "counts": "steps", "b": 15}  # b > L
+OTHER = {"rows": 13, "theta": 0.8, "ratio": 4.0, "epsilon": 1e-3, "counts": "frames", "b": 7}  # b < L
 SETTINGS = [*product(("full", "truncated"), ("active_set", "released"), ("frobenius", "spectral"))]
 CASES = [Case(*setting, **options) for options in (PROTOCOL, OTHER) for setting in SETTINGS]
+CASES += [
+    Case(*setting, **{**PROTOCOL, "epsilon": epsilon, "counts": counts})
+    for epsilon, counts in ((1e-8, "steps"), (1e-8, "frames"), (1e-7, "frames"))
+    for setting in (("full", "released", "frobenius"), ("truncated", "active_set", "spectral"))
+]
 
 
 # ---------------------------------------------------------------- the transcription
@@ -78,7 +84,7 @@ def gradient(K: np.ndarray, x: np.ndarray, truth: np.ndarray, case: Case) -> np.
     delta_primal, delta_dual = y[L] - truth, np.zeros(len(K))
     delta_dual_bar = np.zeros(len(K))
     total, sum_primal, sum_dual = np.zeros_like(K), np.zeros(N), np.zeros(len(K))
-    frozen = [L] * (min(L, B) if case.mask == "released" else B)  # the masks stay those of L
+    frozen = [L] * (min(L, case.b) if case.mask == "released" else case.b)  # the masks stay those of L
     for l in range(L, 0, -1) if case.mode == "full" else frozen:
         delta_primal = mask_primal(l) * (delta_primal + sigma * K.T @ delta_dual_bar)
         before = delta_dual
@@ -137,7 +143,7 @@ def trained(case: Case, folder: Path, monkeypatch) -> tuple[list[tuple[np.ndarra
         operators.append(module.network.operator.detach().numpy().copy())
 
     monkeypatch.setattr(UnrolledTraining, "training_step", watched)
-    strategies = {"full": Full(primal_mask=case.mask), "truncated": Truncated(primal_mask=case.mask, iterations=B)}
+    strategies = {"full": Full(primal_mask=case.mask), "truncated": Truncated(primal_mask=case.mask, iterations=case.b)}
     network = UnrolledNetwork(
         rows=case.rows, frame_length=N, radius=ETA, iterations=L, backprop=strategies[case.mode],
         step_ratio=case.ratio, extrapolation=case.theta, step_norm=case.norm,
@@ -151,7 +157,11 @@ def trained(case: Case, folder: Path, monkeypatch) -> tuple[list[tuple[np.ndarra
     return batches, operators
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.mode}-{case.mask}-{case.norm}-m{case.rows}")
+def name(case: Case) -> str:
+    return f"{case.mode}-{case.mask}-{case.norm}-m{case.rows}-epsilon{case.epsilon:g}-{case.counts}"
+
+
+@pytest.mark.parametrize("case", CASES, ids=name)
 def test_every_step_is_that_of_the_transcription(case, tmp_path, monkeypatch):
     batches, operators = trained(case, tmp_path, monkeypatch)
     assert [len(truth) for truth, _ in batches] == EPOCHS * [8, 8, 8, 8, 5]
@@ -161,8 +171,12 @@ def test_every_step_is_that_of_the_transcription(case, tmp_path, monkeypatch):
         np.testing.assert_array_equal(rows[rows[:, 0].argsort()], whole[whole[:, 0].argsort()])
     expected = trained_by_hand(case, batches)
     assert len(operators) == len(expected) == 20
+    start = dct(case.rows)
     for number, (ours, theirs) in enumerate(zip(operators, expected, strict=True), start=1):
-        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-11, err_msg=f"after step {number}")
+        # Adam divides by the root of v, so an entry with a tiny gradient has a relative error of its own; the bound is
+        # therefore relative to the largest change of K. The differences measured are below 2e-13 of it.
+        atol = 1e-10 * np.abs(theirs - start).max()
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=atol, err_msg=f"after step {number}")
 
 
 def test_each_setting_leads_to_another_operator():
@@ -177,3 +191,8 @@ def test_each_setting_leads_to_another_operator():
     last = trained_by_hand(case, batches)[-1]
     for change in ({"epsilon": 1e-8}, {"counts": "frames"}, {"theta": 0.8}, {"ratio": 4.0}):
         assert np.abs(trained_by_hand(case._replace(**change), batches)[-1] - last).max() > 1e-9, change
+    for mask, ahead in (("active_set", True), ("released", False)):  # does b = 15 differ from b = L = 12?
+        case = Case("truncated", mask, "frobenius", **PROTOCOL)
+        last = {b: trained_by_hand(case._replace(b=b), batches)[-1] for b in (7, L, 15)}
+        assert np.abs(last[7] - last[L]).max() > 1e-5
+        assert (np.abs(last[15] - last[L]).max() > 1e-5) == ahead

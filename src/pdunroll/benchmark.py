@@ -78,7 +78,7 @@ class Problem(NamedTuple):
     truth: Tensor  # y  (B, n)
     observation: Tensor  # x  (B, n)
     radius: float
-    step_norm: str
+    step_norm: str = "frobenius"
 
 
 def problem(config: Config, count: int) -> Problem:

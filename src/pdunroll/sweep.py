@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import logging
 import math
+import multiprocessing
+import os
 import shutil
 import sys
+import threading
 import time
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -110,6 +114,21 @@ def announce(jobs: list[Job], side_by_side: int) -> None:
         "%d trainings, %d of them finished: about %s for the rest, %d side by side; at most %.0f MB in %s",
         len(jobs), len(jobs) - len(left), duration(seconds / count), count, size / 1e6, root,
     )  # fmt: skip
+
+
+@cache
+def end_with_parent() -> None:
+    """End this worker of a sweep within a second when the process that started it is gone, however it was ended."""
+    if multiprocessing.parent_process() is None:
+        return
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def steps_of(config: Config) -> int:

@@ -35,6 +35,9 @@ def main(cfg: DictConfig) -> float:
         folder = Path(HydraConfig.get().runtime.output_dir)
         if HydraConfig.get().mode == RunMode.RUN:
             return train(config, folder / config.cell)
+        from pdunroll.sweep import end_with_parent
+
+        end_with_parent()
         try:
             return train(config, folder)
         except DivergenceError as error:  # the others of the sweep go on
