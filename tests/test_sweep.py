@@ -43,12 +43,13 @@ def test_it_says_time_and_room_beforehand_and_keeps_to_the_room(smoke):
 
 def test_a_failed_training_lets_the_others_go_on(prepared, call):
     done = command(
-        "train", *ARGUMENTS, "backprop=full", "network.iterations=3", "prepared=outputs/smoke/prepared",
-        "optimization.learning_rate=1e-4,1e30,3", "name=rate${optimization.learning_rate}", cwd=prepared,
+        "train", *ARGUMENTS, "backprop=full", "network.iterations=3", "network.step_norm=spectral",
+        "prepared=outputs/smoke/prepared",
+            "optimization.learning_rate=1e-4,1e30,3", "name=rate${optimization.learning_rate}", cwd=prepared,
     )  # fmt: skip
     assert done.returncode == 1
     assert "Traceback" not in done.stdout + done.stderr
-    cell = "full-active_set-frobenius-L3-seed0"
+    cell = "full-active_set-spectral-L3-seed0"
     rows = {name: table(prepared / f"multirun/rate{name}/sweep.csv")[0] for name in ("0.0001", "1e+30", "3.0")}
     assert {name: row["status"] for name, row in rows.items()} == {
         "0.0001": "finished", "1e+30": "failed", "3.0": "failed",

@@ -198,6 +198,68 @@ def test_order_depends_on_seed_and_pass_only(tmp_path):
     assert not torch.equal(shuffled(52, None, seed=0), shuffled(52, None, seed=1))
 
 
+@pytest.mark.parametrize("population", [1, 2, 52, 1000])
+@pytest.mark.parametrize("buffer", [None, 1, 2, 7, 51, 52, 1000])
+def test_the_order_is_a_permutation(population, buffer):
+    order = shuffled(population, buffer, seed=5)
+    assert order.dtype == torch.int64
+    assert sorted(order.tolist()) == list(range(population))
+    assert torch.equal(order, shuffled(population, buffer, seed=5))
+
+
+@pytest.mark.parametrize("buffer", [1, 2, 7, 100, 999])
+def test_with_a_buffer_no_frame_is_drawn_before_it_is_held(buffer):
+    order = shuffled(1000, buffer, seed=5)
+    early = order - torch.arange(1000)  # how many places before its own each frame appears
+    assert int(early.max()) < buffer
+    assert buffer == 1 or int(early.max()) > 0.5 * (buffer - 1)  # the buffer is used
+    assert buffer > 1 or torch.equal(order, torch.arange(1000))
+
+
+@pytest.mark.parametrize("buffer", [None, 7, 100])
+def test_other_seeds_give_other_orders(buffer):
+    orders = [shuffled(500, buffer, seed=seed) for seed in range(4)]
+    assert len({tuple(order.tolist()) for order in orders}) == 4
+
+
+@pytest.mark.parametrize("buffer", [52, 53, 10**9])
+def test_a_buffer_that_holds_all_frames_is_none(buffer):
+    assert torch.equal(shuffled(52, buffer, seed=3), shuffled(52, None, seed=3))
+
+
+def test_each_held_frame_is_as_likely_to_be_drawn():
+    first = torch.stack([shuffled(50, 5, seed=seed)[0] for seed in range(2000)])
+    counts = torch.bincount(first, minlength=50)
+    assert int(counts[5:].sum()) == 0
+    assert ((counts[:5] - 400).abs() < 4 * (2000 * 0.2 * 0.8) ** 0.5).all()  # four standard deviations
+
+
+def test_a_pass_takes_its_frames_in_the_order_of_the_buffer(tmp_path):
+    taken = []
+
+    class Watching(Full):
+        def gradient(self, engine, operator, kept, iterations, grad):
+            taken.append(kept[0])  # x
+            return super().gradient(engine, operator, kept, iterations, grad)
+
+    trained(tmp_path, options(shuffle_buffer=5), network(Watching()), seed=1)
+    observation = torch.from_numpy(frames(52, 0).observation)
+    for number in range(2):
+        order = shuffled(52, 5, seed=(1 << 20) + number)
+        assert torch.equal(torch.cat(taken[7 * number : 7 * number + 7]), observation[order])
+
+
+def test_epsilon_reaches_the_optimizer(tmp_path):
+    operators = {}
+    for epsilon in (1e-8, 1e-7, 1.0):
+        module, _ = trained(tmp_path / str(epsilon), options(adam_epsilon=epsilon))
+        (group,) = module.optimizers().param_groups
+        assert group["eps"] == epsilon
+        operators[epsilon] = module.network.operator.detach() - network().operator.detach()
+    assert not torch.equal(operators[1e-8], operators[1e-7])
+    assert operators[1.0].norm() < 0.5 * operators[1e-8].norm()  # gradients below it move less
+
+
 ARGUMENTS = (
     "experiment=smoke", "backprop=truncated", "network.iterations=40", "tracking=off", "seed=3",
     "optimization.epochs=12", "optimization.train_frames=512", "optimization.validations_per_epoch=4",

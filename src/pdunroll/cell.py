@@ -24,7 +24,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from pdunroll.config import Config
+from pdunroll.config import Config, command
 from pdunroll.errors import InputError
 from pdunroll.frames import read_manifest
 from pdunroll.runs import atomic, digest, read_json, read_record, source_digest, write_json
@@ -154,29 +154,29 @@ def finished_cells(runs: Path, wanted: dict[str, Any], name: str) -> list[tuple[
     seed only, so that one table never mixes protocols. Raises `InputError` naming the cell and the setting that does.
     Trainings by other code are taken, with a warning: their records say by which commit.
     """
-    command = f"python -m pdunroll.train -m experiment={name}"
+    again = f"python -m pdunroll.train -m experiment={name}"
     cells, older = [], []
     for path in sorted(runs.glob(f"*/{RECORD}")):
         record = read_record(path, ("status", "data", "code"))
         if record["status"] != "finished":
             what = {"training": "is not finished", "failed": "has failed"}.get(record["status"], "is damaged")
-            log.warning("%s %s and is left out; `%s` goes on with it", path.parent, what, command)
+            log.warning("%s %s and is left out; `%s` goes on with it", path.parent, what, again)
             continue
         try:
             other = _differing(record, wanted)
             if record["code"] != training_code(record["settings"]["backprop"]):
                 older.append(path.parent.name)
         except (KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{path} is damaged ({error}); remove {path.parent} and run `{command}` again") from None
+            raise InputError(f"{path} is damaged ({error}); remove {path.parent} and run `{again}` again") from None
         if other:
-            raise InputError(f"{path.parent} was trained with {other}; run `{command}` again, or remove it")
+            raise InputError(f"{path.parent} was trained with {other}; run `{again}` again, or remove it")
         cells.append((path.parent, record))
     if not cells:
-        raise InputError(f"{runs} holds no finished training; run `{command}` first")
+        raise InputError(f"{runs} holds no finished training; run `{again}` first")
     if older:
         log.warning(
             "%d of %d trainings in %s were made by other training code, %s the first; `%s` trains them again",
-            len(older), len(cells), runs, older[0], command,
+            len(older), len(cells), runs, older[0], again,
         )  # fmt: skip
     return sorted(cells, key=lambda cell: table_order(cell_key(cell[1])))
 
@@ -227,11 +227,11 @@ def table_order(key: dict[str, Any]) -> tuple:
     return key["step_norm"], key["primal_mask"], key["backprop"], key["b"] or 0, key["l_training"], key["seed"]
 
 
-def origin(config: Config, command: str) -> str:
-    """The footnote of a figure that `command` makes: with what, from what."""
+def origin(config: Config, stage: str) -> str:
+    """The footnote of a figure that a stage makes: with what, from what."""
     manifest = read_manifest(config.prepared)
     return (
-        f"python -m pdunroll.{command} experiment={config.name}   commit {environment()['commit'][:12]}   "
+        f"{command(stage, config)}   commit {environment()['commit'][:12]}   "
         f"data: {config.data.name}, sha256 {manifest['digest'][:16]}"
     )
 

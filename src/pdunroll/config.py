@@ -10,6 +10,7 @@ import errno
 import logging
 import multiprocessing
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -282,6 +283,12 @@ def settings(config: DictConfig) -> Config:
         if is_dataclass(node) and (unknown := set(vars(node)) - {field.name for field in fields(node)}):
             raise InputError(f"{prefix}{min(unknown)} is no setting; --help lists them")
     return plain
+
+
+def command(stage: str, config: Config) -> str:
+    """Return the command of a stage with the overrides of the one that is running."""
+    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else [f"experiment={config.name}"]
+    return shlex.join(["python", "-m", f"pdunroll.{stage}", *overrides])
 
 
 def build(node: Any) -> Any:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import DictConfig
 
-from pdunroll.config import CONF, Config, build, one_line_errors, run, settings
+from pdunroll.config import CONF, Config, build, command, one_line_errors, run, settings
 from pdunroll.errors import InputError
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def evaluate(config: Config) -> None:
     write_json(
         config.outputs / "provenance.json",
         {
-            "command": f"python -m pdunroll.evaluate experiment={config.name}",
+            "command": command("evaluate", config),
             "seeds": sorted({record["settings"]["seed"] for _, record in cells}),
             "commit": environment()["commit"],
             "data": f"{config.data.name}, sha256 {read_manifest(config.prepared)['digest']}",
