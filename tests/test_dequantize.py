@@ -430,7 +430,14 @@ def test_operator_of_a_training(smoke, folder, call):
 def test_unfinished_training_has_no_operator(folder):
     np.save(folder / "operator.npy", np.eye(4))
     assert operators.load(folder / "operator.npy").provenance == {}
-    record = {"status": "training", "settings": {}, "data": "", "results": None, "environment": {}}
+    settings = {
+        "seed": 0, "data": {"name": "mine", "bits": 4}, "network": {"iterations": 10}, "optimization": {},
+        "backprop": {"name": "full", "primal_mask": "active_set", "strategy": {"_target_": "pdunroll.backprop.Full"}},
+    }  # fmt: skip
+    record = {
+        "status": "training", "digest": "", "settings": settings, "data": "", "code": "", "results": None,
+        "environment": {},
+    }  # fmt: skip
     (folder / "run.json").write_text(json.dumps(record))
     for attempt in (lambda: operators.load(folder / "operator.npy"), lambda: operators.of_cell(folder, "c")):
         with pytest.raises(InputError, match="not a finished training"):

@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 from pdunroll.config import Config, command
 from pdunroll.errors import InputError
 from pdunroll.frames import read_manifest
-from pdunroll.runs import atomic, digest, read_json, read_record, source_digest, write_json
+from pdunroll.runs import atomic, digest, read_array, read_json, read_record, source_digest, write_json
+from pdunroll.schema import Record
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ class Cell:
     def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
         self.folder, self.identity, self.digest = folder, identity, digest(identity)
         path = folder / RECORD
-        self.record = read_json(path, ("status", "digest")) if path.is_file() else {}
+        self.record = read_json(path, kind=Record) if path.is_file() else {}
 
     @property
     def finished(self) -> bool:
@@ -157,19 +158,15 @@ def finished_cells(runs: Path, wanted: dict[str, Any], name: str) -> list[tuple[
     again = f"python -m pdunroll.train -m experiment={name}"
     cells, older = [], []
     for path in sorted(runs.glob(f"*/{RECORD}")):
-        record = read_record(path, ("status", "data", "code"))
+        record = read_record(path)
         if record["status"] != "finished":
-            what = {"training": "is not finished", "failed": "has failed"}.get(record["status"], "is damaged")
+            what = "is not finished" if record["status"] == "training" else "has failed"
             log.warning("%s %s and is left out; `%s` goes on with it", path.parent, what, again)
             continue
-        try:
-            other = _differing(record, wanted)
-            if record["code"] != training_code(record["settings"]["backprop"]):
-                older.append(path.parent.name)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{path} is damaged ({error}); remove {path.parent} and run `{again}` again") from None
-        if other:
+        if other := _differing(record, wanted):
             raise InputError(f"{path.parent} was trained with {other}; run `{again}` again, or remove it")
+        if record["code"] != training_code(record["settings"]["backprop"]):
+            older.append(path.parent.name)
         cells.append((path.parent, record))
     if not cells:
         raise InputError(f"{runs} holds no finished training; run `{again}` first")
@@ -191,13 +188,10 @@ def _differing(record: dict[str, Any], wanted: dict[str, Any]) -> str | None:
         "backprop": own["backprop"],
         "network": {**common["network"], **free},
     }
-    cell_key(record), record["results"]["validation_mse"], record["results"]["seconds"]  # what the tables need
     if own != expected:
         then, now = defaultdict(lambda: "unset", flat(own)), defaultdict(lambda: "unset", flat(expected))
-        return next(
-            (f"{name}={then[name]}, not {now[name]}" for name in [*now, *then] if then[name] != now[name]),
-            "other settings",
-        )
+        name = next(name for name in [*now, *then] if then[name] != now[name])
+        return " ".join(f"{name}={then[name]}, not {now[name]}".split())
     return "other data" if record["data"] != wanted["data"] else None
 
 
@@ -205,7 +199,7 @@ def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return nested settings by their dotted names."""
     found: dict[str, Any] = {}
     for key, value in settings.items():
-        found.update(flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+        found.update(flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value})
     return found
 
 
@@ -239,10 +233,9 @@ def origin(config: Config, stage: str) -> str:
 def read_operator(folder: Path, shape: tuple[int, int]) -> NDArray[np.float32]:
     """The trained operator of a cell; raises `InputError` naming the file if it is damaged or of another shape."""
     path = folder / OPERATOR
-    try:
-        operator = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path} cannot be read ({error}); remove {folder} and train again") from None
+    operator = read_array(path)
+    if not isinstance(operator, np.ndarray):
+        raise InputError(f"{path} is no single array; remove {folder} and train again")
     if operator.shape == shape and not (np.isfinite(operator).all() and operator.any()):
         raise InputError(f"{path} holds zeros alone, or NaN or infinite entries; remove {folder} and train again")
     if operator.shape != shape or operator.dtype != np.float32:

@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 from pdunroll.config import CONF, one_line_errors, run, settings
 from pdunroll.errors import InputError
 from pdunroll.plotting import MASK_TITLES, NORM_TITLES, save, set_style
-from pdunroll.runs import PROVENANCE, RESULTS, atomic, read_json, read_results, run_name
+from pdunroll.runs import RESULTS, atomic, read_provenance, read_results, run_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,7 +41,7 @@ def main(cfg: DictConfig) -> None:
     with one_line_errors():
         config = settings(cfg)
         evaluation, optima, training = (read_results(config.outputs, name) for name in RESULTS)
-        origin = footnote(read_json(config.outputs / "provenance.json", PROVENANCE))
+        origin = footnote(read_provenance(config.outputs))
 
         set_style()
         folder = config.outputs / "figures"

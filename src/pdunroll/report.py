@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 from pdunroll.config import CONF, Config, one_line_errors, run, settings
 from pdunroll.errors import InputError
 from pdunroll.plotting import MASK_TITLES, NORM_TITLES, diverging, set_style
-from pdunroll.runs import KEY, PROVENANCE, atomic, read_json, read_record, read_results, read_table, run_name
+from pdunroll.runs import KEY, atomic, read_json, read_provenance, read_record, read_results, read_table, run_name
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -57,7 +57,7 @@ def render(config: Config) -> str:
     folder, runs = config.outputs, Path(config.evaluation.runs)
     name = config.name
     evaluation, training = read_results(folder, "evaluation"), read_results(folder, "training")
-    provenance = read_json(folder / "provenance.json", PROVENANCE)
+    provenance = read_provenance(folder)
     for stem in ("regimes", "interpretability", "bump"):
         if not (folder / "figures" / f"{stem}.svg").is_file():
             raise InputError(
@@ -157,7 +157,7 @@ def inline(text: str, prefix: str, title: str) -> str:
 
 def trainings(runs: Path) -> list[tuple[Path, Row]]:
     """Folder and record of each finished training."""
-    records = [(path.parent, read_record(path, ("status",))) for path in sorted(runs.glob("*/run.json"))]
+    records = [(path.parent, read_record(path)) for path in sorted(runs.glob("*/run.json"))]
     return [(folder, record) for folder, record in records if record["status"] == "finished"]
 
 
@@ -168,7 +168,7 @@ def training_curves(runs: Path) -> str:
     panels: dict[tuple[str, str, str], list[tuple[int, list[Row]]]] = {}
     for folder, record in trainings(runs):
         own = record["settings"]
-        table = read_table(folder / "training.csv", "python -m pdunroll.train")
+        table = read_table(folder / "training.csv", "python -m pdunroll.train", numbers=("step", "validation_mse"))
         key = own["network"]["step_norm"], own["backprop"]["primal_mask"], own["backprop"]["name"]
         panels.setdefault(key, []).append((own["network"]["iterations"], table))
     if not panels:
@@ -195,6 +195,8 @@ def operators(runs: Path) -> list[Row]:
     import numpy as np
     from scipy.fft import dct
 
+    from pdunroll.operators import load
+
     best: dict[tuple[str, ...], tuple[float, Path]] = {}
     for folder, record in trainings(runs):
         own = record["settings"]
@@ -203,7 +205,7 @@ def operators(runs: Path) -> list[Row]:
         best[key] = min(best.get(key, entry), entry)
     found: list[Row] = []
     for _, folder in (best[key] for key in sorted(best)):
-        learned = np.load(folder / "operator.npy", allow_pickle=False).astype(float)
+        learned = load(folder / "operator.npy").matrix.astype(float)
         m, n = learned.shape
         initial = dct(np.eye(max(m, n)), norm="ortho", axis=0)[:m, :n]
         if not found:

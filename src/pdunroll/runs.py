@@ -19,14 +19,9 @@ from typing import Any
 from pdunroll.errors import InputError
 from pdunroll.folders import running
 
-# The tables of results: the columns that name an operator, and the numbers that others read in each table.
+# The tables of results: the columns that name an operator. What else is in their rows: `pdunroll.schema`.
 KEY = ("backprop", "primal_mask", "step_norm", "l_training", "seed", "b")
-RESULTS = {
-    "evaluation": ("l_inference", "mse"),
-    "optima": ("optimum_mse", "validation_optimum_mse", "certified"),
-    "training": ("seconds", "validation_mse", "best_step"),
-}
-PROVENANCE = ("command", "seeds", "commit", "data", "test_frames")  # and what made them, in provenance.json
+RESULTS = ("evaluation", "optima", "training")
 PACKAGE, HOME = "pdunroll", Path(__file__).parent
 
 
@@ -54,27 +49,48 @@ def write_json(path: Path, content: Any) -> None:
         temporary.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def read_json(path: Path, keys: Sequence[str] = ()) -> dict[str, Any]:
-    """An object that has these keys; raises `InputError` naming the file if it is damaged."""
+def read_json(path: Path, keys: Sequence[str] = (), kind: Any = None) -> Any:
+    """Return what a file holds: an object that has these keys, or anything of `kind`, see `pdunroll.schema`.
+
+    Raises `InputError` naming the file if it is damaged.
+    """
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         if missing := [key for key in keys if key not in content]:
             raise ValueError(f"it has no {missing[0]!r}")
-    except (OSError, ValueError, TypeError) as error:
+        if kind is not None:
+            from pdunroll.schema import check  # here, since pydantic takes time to load
+
+            check(kind, content)
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise InputError(f"{path} cannot be read ({error}); remove it and make it again") from None
     return content
 
 
-def read_record(path: Path, keys: Sequence[str] = ()) -> dict[str, Any]:
-    """A training's run.json with these keys; raises `InputError` if it is damaged or says nothing of its step sizes."""
-    record = read_json(path, ("settings", *keys))
-    network = record["settings"].get("network") if isinstance(record["settings"], dict) else None
-    if isinstance(network, dict) and "step_norm" not in network:
+def read_record(path: Path) -> dict[str, Any]:
+    """Return a training's run.json; raises `InputError` if it is damaged or says nothing of its step sizes."""
+    from pdunroll.schema import Record
+
+    record = read_json(path, kind=Record)
+    if "step_norm" not in record["settings"]["network"]:
         raise InputError(
             f"{path.parent} was trained before the setting network.step_norm existed; "
             "train it again by the command of its experiment, and remove this folder"
         )
     return record
+
+
+def read_array(path: Path) -> Any:
+    """Return what an npy or npz file holds, an array or its arrays by name; raises `InputError` if it is damaged."""
+    import numpy as np
+
+    try:
+        with path.open("rb") as file:
+            stored = np.load(file, allow_pickle=False)
+            return stored if isinstance(stored, np.ndarray) else dict(stored)
+    except Exception as error:  # a damaged header raises whatever its parser meets
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{path} cannot be read ({reason}); replace it") from None
 
 
 def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -98,7 +114,9 @@ def read_table(
         raise InputError(f"{path} is missing; make it with `{made_by}`")
     try:
         with path.open(newline="") as file:
-            rows = [{key: _value(text) for key, text in row.items()} for row in csv.DictReader(file)]
+            rows = [{key: _value(text) for key, text in row.items()} for row in csv.DictReader(file, restkey="")]
+        if any("" in row for row in rows):
+            raise ValueError("a line has more cells than the header")
     except (OSError, ValueError, csv.Error) as error:
         raise InputError(f"{path} cannot be read ({error}); {again}") from None
     if not rows:
@@ -113,9 +131,54 @@ def read_table(
 
 
 def read_results(folder: Path, name: str) -> list[dict[str, Any]]:
-    """One of the tables that `evaluate` writes to outputs/<name>/, see `RESULTS`."""
+    """Return one of the tables that `evaluate` writes to outputs/<name>/.
+
+    Raises `InputError` if any of them is damaged, or if they are not about the same operators.
+    """
+    from pdunroll.schema import ROWS, check
+
     command = f"python -m pdunroll.evaluate experiment={folder.name}"
-    return read_table(folder / f"{name}.csv", command, columns=KEY, numbers=RESULTS[name])
+    tables = {}
+    for part in RESULTS:
+        path = folder / f"{part}.csv"
+        tables[part] = read_table(path, command, columns=KEY)
+        try:
+            check(list[ROWS[part]], tables[part])
+            require_whole_tables(tables)
+        except ValueError as error:
+            raise InputError(f"{path} is damaged ({error}); make it again with `{command}`") from None
+    return tables[name]
+
+
+def read_provenance(folder: Path) -> dict[str, Any]:
+    """Return what made the tables of results, the provenance.json beside them."""
+    from pdunroll.schema import Origin
+
+    return read_json(folder / "provenance.json", kind=Origin)
+
+
+def require_whole_tables(tables: Mapping[str, list[dict[str, Any]]]) -> None:
+    """Raise `ValueError` if rows are missing or double in the tables of results that are given, evaluation first."""
+    curves: dict[tuple, list[int]] = {}
+    for row in tables["evaluation"]:
+        curves.setdefault(tuple(row[name] for name in KEY), []).append(row["l_inference"])
+    operators = [key for key in curves if key[0] != "none"]
+    trained = [key for key in operators if key[0] != "dct"]
+    grid = next(iter(curves.values()))
+    norms = {key[2] for key in operators}
+    if any(sorted(set(counts)) != sorted(counts) or set(counts) != set(grid) for counts in curves.values()):
+        raise ValueError("rows of an operator are missing or double")
+    if not trained or {key[2] for key in operators if key[0] == "dct"} != norms or len(curves) != len(operators) + 1:
+        raise ValueError("it lacks trained operators, the untrained ones or the quantized frames")
+    if not {key[3] for key in trained} <= set(grid):
+        raise ValueError("a trained operator has no row for its own number of iterations")
+    for part, wanted in (("optima", operators), ("training", trained)):
+        if part in tables and sorted(map(_key_text, tables[part])) != sorted(map(str, wanted)):
+            raise ValueError("its operators are not those of evaluation.csv")
+
+
+def _key_text(row: Mapping[str, Any]) -> str:
+    return str(tuple(row[name] for name in KEY))
 
 
 def run_name(row: Mapping[str, Any]) -> str:
@@ -181,8 +244,11 @@ def imported(tree: ast.Module) -> set[str]:
 def _source(module: str) -> str:
     path = HOME / f"{module}.py"
     if not path.is_file():
-        found = importlib.util.find_spec(module)
-        if found is None or found.origin is None:
+        try:
+            found = importlib.util.find_spec(module)
+        except (ImportError, ValueError):  # of a package that is not there, of no name at all
+            found = None
+        if found is None or not str(found.origin).endswith(".py"):
             raise InputError(f"the module {module!r} of a _target_ has no source file; give one that has")
         path = Path(found.origin)
     return path.read_text(encoding="utf-8")
