@@ -102,6 +102,9 @@ def dequantize(
         print(f"channel {number}: {grid}")
     if max(grid.count for grid in grids) > FEW_LEVELS:
         print(f"note: with more than {FEW_LEVELS} levels the result may be further from the truth than the recording")
+    for number, grid in enumerate(grids, start=1):
+        if grid.kind != "silent" and grid.zero_is_everywhere:
+            print(f"note: every cell of channel {number} holds 0, the sparsest signal: it comes out as silence")
     print(f"operator: {operator or 'of pdunroll'}, {K.shape[0]} x {K.shape[1]}, {origin(provenance, recording.rate)}")
     start = time.perf_counter()
     gaps, scores = write(recording, output, K, grids, truth)

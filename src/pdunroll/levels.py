@@ -40,6 +40,12 @@ class Grid:
         """Half the width of a cell."""
         return self.step / 2
 
+    @property
+    def zero_is_everywhere(self) -> bool:
+        """Whether 0 is in every cell, so that the sparsest signal in them is silence."""
+        lowest = self.lowest + self.shift
+        return lowest >= -0.5 and lowest + self.count - 1 <= 0.5
+
     def middles(self, samples: NDArray) -> NDArray[np.float64]:
         """The middle, in steps, of the cell that each sample lies in; beyond the ends it is the outermost cell."""
         numbers = np.floor(samples / self.step - self.lowest + 0.5)  # on a border, as the quantizer: the upper cell
