@@ -11,7 +11,6 @@ import json
 import logging
 import math
 import re
-import shutil
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
@@ -44,7 +43,11 @@ class Contents(NamedTuple):
 @hydra.main(version_base="1.3", config_path=CONF, config_name="config")
 def main(cfg: DictConfig) -> None:
     with one_line_errors():
-        publish(settings(cfg))
+        from pdunroll.tracking import mode_in_environment
+
+        config = settings(cfg)
+        with mode_in_environment(config.tracking):
+            publish(config)
 
 
 def publish(config: Config) -> None:
@@ -107,7 +110,7 @@ def model(row: Row) -> str:
 
 
 def record(config: Config, contents: Contents) -> None:
-    """Log the evaluation run; one that was kept offline before and shows an older state goes."""
+    """Log the evaluation run."""
     from pdunroll.cell import environment
     from pdunroll.tracking import tracked
 
@@ -116,8 +119,6 @@ def record(config: Config, contents: Contents) -> None:
     import wandb
 
     identity = "evaluation-" + re.sub(r"[^\w-]", "-", config.name)
-    for folder in (config.outputs / "wandb").glob(f"offline-run-*-{identity}"):
-        shutil.rmtree(folder)
     with tracked(
         config.tracking, config.outputs, job_type="evaluation", group=config.name, name=f"{config.name} evaluation",
         tags=[config.name, "evaluation"], config={"name": config.name, "environment": environment()}, identity=identity,

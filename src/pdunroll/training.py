@@ -242,6 +242,15 @@ class History(pl.Callback):
         if isinstance(exception, KeyboardInterrupt):
             raise exception  # Lightning would make a status of its own of it
 
+    def on_fit_start(self, trainer: pl.Trainer, module: UnrolledTraining) -> None:
+        for row in self.rows:  # of a training that goes on, whose loggers are new
+            self._log(trainer, row)
+
+    def _log(self, trainer: pl.Trainer, row: dict[str, float]) -> None:
+        known = {key: value for key, value in row.items() if not math.isnan(value)}
+        for logger in trainer.loggers:
+            logger.log_metrics(known, step=row["step"])
+
     def on_train_epoch_start(self, trainer: pl.Trainer, module: UnrolledTraining) -> None:
         self._since = time.perf_counter()
 
@@ -253,8 +262,7 @@ class History(pl.Callback):
         row = {**module.row(), "seconds": self.seconds}
         self.rows.append(row)
         write_table(self.path, self.rows)
-        for logger in trainer.loggers:
-            logger.log_metrics(row, step=row["step"])
+        self._log(trainer, row)
         log.info(
             "%s  step %d of %d  validation MSE %.4e  %.1f s",
             self.title, row["step"], self.total_steps, row["validation_mse"], row["seconds"],
