@@ -26,7 +26,7 @@ LAYERS = (
         "statistics",
         "levels",
     },
-    {"runs", "espeak", "speech", "frames", "recordings"},  # speech and artefacts
+    {"runs", "schema", "espeak", "speech", "frames", "recordings"},  # speech and artefacts
     {"config"},
     {"network", "training", "tracking", "cell", "operators", "sweep"},  # learning
     # from tables alone

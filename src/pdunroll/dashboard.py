@@ -58,7 +58,7 @@ def publish(config: Config) -> None:
 
     tracking, path = config.tracking, config.outputs / "dashboard.json"
     contents = collect(config.outputs, config.name)
-    known = read_json(path).get("saved", {}) if path.is_file() else {}
+    known = read_json(path, ("saved",), dict[str, Any])["saved"] if path.is_file() else {}
     workspace, report = workspace_of(config, contents, tracking.entity or ""), report_of(config, contents, "")
     specification = {kind: json.loads(dumped(view)) for kind, view in (("workspace", workspace), ("report", report))}
     write_json(path, {"project": tracking.project, "saved": known, **specification})
@@ -79,6 +79,8 @@ def publish(config: Config) -> None:
 
 def collect(folder: Path, name: str) -> Contents:
     """What there is in outputs/<name>/; raises `InputError` naming the command where the evaluation is missing."""
+    from pdunroll.schema import Sentence
+
     tables = {part: read_results(folder, part) for part in ("evaluation", "training")}
     tables["evaluation"] = [
         {"model": model(row), "log10_l_inference": math.log10(row["l_inference"]), **row}
@@ -92,7 +94,7 @@ def collect(folder: Path, name: str) -> Contents:
     figures = {stem: folder / f"{stem}.png" for stem in FIGURES if (folder / f"{stem}.png").is_file()}
     index = folder / "audio" / "index.json"
     sentences = []
-    for entry in read_json(index) if index.is_file() else []:
+    for entry in read_json(index, kind=list[Sentence]) if index.is_file() else []:
         words = entry["name"], entry["restoration"], entry["primal_mask"], entry.get("step_norm")
         sentences.append((folder / "audio" / entry["file"], " ".join(filter(None, words))))
     for path, _ in sentences:

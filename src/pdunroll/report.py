@@ -228,10 +228,12 @@ def image(picture: NDArray) -> str:
 
 def sentences(folder: Path) -> list[Row]:
     """The test sentences to listen to, each with its restorations: audio and spectrogram as data URIs."""
+    from pdunroll.schema import Sentence
+
     if not (folder / "index.json").is_file():
         return []
     found: dict[str, list[Row]] = {}
-    for entry in read_json(folder / "index.json"):
+    for entry in read_json(folder / "index.json", kind=list[Sentence]):
         path = folder / entry["file"]
         if "step_norm" not in entry:
             raise InputError(f"{folder}/index.json names no step_norm; make it again with `python -m pdunroll.quality`")

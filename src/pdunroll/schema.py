@@ -91,6 +91,16 @@ class Provenance(Model):
     sample_rate: Positive | None = None
 
 
+class Sentence(Model):
+    """An entry of audio/index.json: one restoration of a sentence to listen to."""
+
+    name: str
+    file: str
+    restoration: str
+    primal_mask: str | None
+    step_norm: str | None = None
+
+
 # ---------------------------------------------------------------- tables of results, a model a row
 
 
