@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import shlex
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -327,6 +328,17 @@ def one_line_errors() -> Iterator[None]:
             file=sys.stderr,
         )
         raise SystemExit(2) from None
+    except Exception as error:
+        if _raised_by(error) not in ("hydra", "omegaconf", "antlr4", "yaml"):
+            raise
+        print(f"pdunroll: {_line(error)}", file=sys.stderr)  # of settings that their parsers do not expect
+        raise SystemExit(2) from None
+
+
+def _raised_by(error: BaseException) -> str:
+    """The package whose code raised an exception."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals.get("__name__")).partition(".")[0]
 
 
 def run(main: Callable[[], None]) -> None:
