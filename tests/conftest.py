@@ -15,11 +15,13 @@ from typing import NamedTuple
 import pytest
 import torch
 from filelock import FileLock
+from hydra import compose, initialize_config_dir
 from hypothesis import settings
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pdunroll import engine
-from pdunroll.config import run
+from pdunroll.config import CONF, Config, run
+from pdunroll.config import settings as settings_from
 
 settings.register_profile("same", derandomize=True)  # the same examples at each run
 settings.load_profile("same")
@@ -27,6 +29,7 @@ torch.set_num_threads(1)  # for matrices as small as those here, more threads on
 
 
 ROOT = Path(__file__).parents[1]
+SMOKE_CELLS = [f"{mode}-active_set-frobenius-L{depth}-seed0" for mode in ("full", "truncated30") for depth in (3, 10)]
 
 
 class Outcome(NamedTuple):
@@ -51,6 +54,12 @@ def call(monkeypatch, capfd, tmp_path):
         return Outcome(status, *capfd.readouterr())
 
     return call
+
+
+def settings_of(*overrides: str) -> Config:
+    """The settings that a command with these arguments has."""
+    with initialize_config_dir(CONF, version_base="1.3"):
+        return settings_from(compose("config", list(overrides)))
 
 
 def state(folder: Path) -> dict[str, str]:

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 
 
 def clip(value: np.ndarray, bound: float) -> np.ndarray:
     return np.array([min(bound, max(-bound, v)) for v in value])
 
 
-def steps(K: np.ndarray, ratio: float) -> tuple[float, float]:
-    norm = np.linalg.svd(K, compute_uv=False)[0]
-    return ratio * 0.99 / norm, 0.99 / (ratio * norm)
+NORMS = ("frobenius", "spectral")
 
 
-def algorithm1(K, x, eta, L, theta=1.0, ratio=10.0):
+def size(K: np.ndarray, norm: str) -> float:
+    """||K||_F, the root of the sum of all squares, or ||K||_2, the largest singular value."""
+    assert norm in NORMS
+    return np.linalg.svd(K, compute_uv=False)[0] if norm == "spectral" else sum(k * k for k in K.ravel()) ** 0.5
+
+
+def steps(K: np.ndarray, ratio: float, norm: str = "frobenius") -> tuple[float, float]:
+    """sigma and tau with the one or the other norm of K."""
+    return ratio * 0.99 / size(K, norm), 0.99 / (ratio * size(K, norm))
+
+
+def algorithm1(K, x, eta, L, theta=1.0, ratio=10.0, norm="frobenius"):
     """All iterates of Algorithm 1 for one frame: lists indexed by l (index 0 is the start)."""
-    sigma, tau = steps(K, ratio)
+    sigma, tau = steps(K, ratio, norm)
     y, ybar, psi, zD, zP = [x], [x], [np.zeros(len(K))], [None], [None]
     for l in range(L):
         zD.append(psi[l] + sigma * (K @ ybar[l]))
@@ -38,10 +46,10 @@ def mask_primal(kind, zP, x, eta):
     return np.array([1.0 if abs(z - 2 * c) <= 1 else 0.0 for z, c in zip(zP, x, strict=True)])
 
 
-def full_gradient(K, x, eta, L, grad, kind, theta=1.0, ratio=10.0):
+def full_gradient(K, x, eta, L, grad, kind, theta=1.0, ratio=10.0, norm="frobenius"):
     """Algorithm 2 and the lemma for one frame, with `grad` the gradient of the loss at y^L."""
-    sigma, tau = steps(K, ratio)
-    _, ybar, psi, zD, zP = algorithm1(K, x, eta, L, theta, ratio)
+    sigma, tau = steps(K, ratio, norm)
+    _, ybar, psi, zD, zP = algorithm1(K, x, eta, L, theta, ratio, norm)
     deltaP, deltaD, bar = {L + 1: grad}, {L + 1: np.zeros(len(K))}, {L + 1: np.zeros(len(K))}
     total = np.zeros_like(K)
     for l in range(L, 0, -1):
@@ -52,10 +60,10 @@ def full_gradient(K, x, eta, L, grad, kind, theta=1.0, ratio=10.0):
     return total
 
 
-def truncated_gradient(K, x, eta, L, grad, kind, b, theta=1.0, ratio=10.0):
+def truncated_gradient(K, x, eta, L, grad, kind, b, theta=1.0, ratio=10.0, norm="frobenius"):
     """The frozen-mask sum over b backward iterations for one frame."""
-    sigma, tau = steps(K, ratio)
-    y, _, psi, zD, zP = algorithm1(K, x, eta, L, theta, ratio)
+    sigma, tau = steps(K, ratio, norm)
+    y, _, psi, zD, zP = algorithm1(K, x, eta, L, theta, ratio, norm)
     mP, mD = mask_primal(kind, zP[L], x, eta), mask_dual(zD[L])
     deltaP, deltaD, bar = grad, np.zeros(len(K)), np.zeros(len(K))
     sumP, sumD = np.zeros(len(x)), np.zeros(len(K))
@@ -68,10 +76,9 @@ def truncated_gradient(K, x, eta, L, grad, kind, b, theta=1.0, ratio=10.0):
     return sigma * np.outer(sumD, y[L]) - tau * np.outer(psi[L], sumP)
 
 
-def autograd_unrolled(K, x, eta, L, theta=1.0, ratio=10.0):
+def autograd_unrolled(K, x, eta, L, theta=1.0, ratio=10.0, norm="frobenius"):
     """The unrolled loop in differentiable torch operations, min/max projections, constant step sizes."""
-    norm = torch.linalg.matrix_norm(K.detach(), 2)
-    sigma, tau = ratio * 0.99 / norm, 0.99 / (ratio * norm)
+    sigma, tau = steps(K.detach().numpy(), ratio, norm)
     y = ybar = x
     psi = x.new_zeros(len(x), len(K))
     for _ in range(L):

@@ -12,10 +12,12 @@ import oracles
 import pdunroll
 from pdunroll.backprop import _Unrolled
 from pdunroll.chambolle_pock import chambolle_pock
+from pdunroll.engine import engine_for
 
 ETA = 1 / 16
 SHAPES = [(18, 18), (11, 18), (25, 18)]
 MASKS = ["active_set", "released"]
+NORMS = ["frobenius", "spectral"]
 
 
 def problem(m=18, n=18, B=4, seed=0, dtype=torch.float64):
@@ -39,40 +41,46 @@ def relative(a, b):
 @pytest.mark.parametrize(("m", "n"), SHAPES)
 @pytest.mark.parametrize("L", [1, 2, 31, 32, 33, 70])
 @pytest.mark.parametrize(("theta", "ratio"), [(1.0, 10.0), (0.5, 3.0), (0.0, 1.0)])
-def test_full_is_what_autograd_gives(m, n, L, theta, ratio):
+@pytest.mark.parametrize("norm", NORMS)
+def test_full_is_what_autograd_gives(m, n, L, theta, ratio, norm):
     operator, truth, x = problem(m, n)
-    options = {"extrapolation": theta, "step_ratio": ratio}
+    options = {"extrapolation": theta, "step_ratio": ratio, "step_norm": norm}
     restored, ours = gradient(operator, truth, x, L, pdunroll.Full(), **options)
-    reference = oracles.autograd_unrolled(operator, x, ETA, L, theta, ratio)
+    reference = oracles.autograd_unrolled(operator, x, ETA, L, theta, ratio, norm)
     torch.testing.assert_close(restored, reference.detach(), rtol=0, atol=1e-13)
     theirs = torch.autograd.grad(0.5 * (reference - truth).square().sum(), operator)[0]
     assert relative(ours, theirs) < 1e-9
 
 
-def test_full_takes_any_loss():
+@pytest.mark.parametrize("norm", NORMS)
+def test_full_takes_any_loss(norm):
     operator, truth, x = problem()
     for loss in (lambda y: (y - truth).abs().pow(1.5).sum(), lambda y: (y * truth).sum().tanh(), lambda y: y[1].sum()):
-        ours = gradient(operator, truth, x, 40, loss=loss)[1]
-        theirs = torch.autograd.grad(loss(oracles.autograd_unrolled(operator, x, ETA, 40)), operator)[0]
+        ours = gradient(operator, truth, x, 40, loss=loss, step_norm=norm)[1]
+        theirs = torch.autograd.grad(loss(oracles.autograd_unrolled(operator, x, ETA, 40, norm=norm)), operator)[0]
         assert relative(ours, theirs) < 1e-9
 
 
 @pytest.mark.parametrize("L", [1, 5, 20])
-def test_full_against_finite_differences(L):
+@pytest.mark.parametrize("norm", NORMS)
+def test_full_against_finite_differences(L, norm):
     operator, _, x = problem(6, 5, 2, seed=3)
-    algorithm = chambolle_pock(operator, radius=ETA)  # its step sizes stay, as they do in the gradient
-    assert torch.autograd.gradcheck(lambda K: _Unrolled.apply(K, x, algorithm, L, pdunroll.Full()), operator, eps=1e-7)
+    algorithm = chambolle_pock(operator, radius=ETA, step_norm=norm)  # its step sizes stay, as they do in the gradient
+    engine = engine_for(algorithm, operator)
+    assert torch.autograd.gradcheck(lambda K: _Unrolled.apply(K, x, engine, L, pdunroll.Full()), operator, eps=1e-7)
 
 
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize(("m", "n"), SHAPES)
 @pytest.mark.parametrize("L", [1, 3, 40])
-def test_full_is_algorithm_2_and_the_lemma(mask, m, n, L):
+@pytest.mark.parametrize("norm", NORMS)
+def test_full_is_algorithm_2_and_the_lemma(mask, m, n, L, norm):
     operator, truth, x = problem(m, n)
-    restored, ours = gradient(operator, truth, x, L, pdunroll.Full(primal_mask=mask), extrapolation=0.7, step_ratio=4.0)
+    options = {"extrapolation": 0.7, "step_ratio": 4.0, "step_norm": norm}
+    restored, ours = gradient(operator, truth, x, L, pdunroll.Full(primal_mask=mask), **options)
     K, grads = operator.detach().numpy(), (restored - truth).numpy()
     theirs = sum(
-        oracles.full_gradient(K, frame, ETA, L, grad, mask, 0.7, 4.0)
+        oracles.full_gradient(K, frame, ETA, L, grad, mask, 0.7, 4.0, norm)
         for frame, grad in zip(x.numpy(), grads, strict=True)
     )
     np.testing.assert_allclose(ours.numpy(), theirs, rtol=1e-9, atol=1e-11)
@@ -81,14 +89,16 @@ def test_full_is_algorithm_2_and_the_lemma(mask, m, n, L):
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize(("m", "n"), SHAPES)
 @pytest.mark.parametrize(("L", "b"), [(1, 1), (12, 5), (12, 12), (12, 30), (3, 30)])
-def test_truncated_is_the_frozen_mask_sum(mask, m, n, L, b):
+@pytest.mark.parametrize("norm", NORMS)
+def test_truncated_is_the_frozen_mask_sum(mask, m, n, L, b, norm):
     operator, truth, x = problem(m, n)
     strategy = pdunroll.Truncated(iterations=b, primal_mask=mask)
-    restored, ours = gradient(operator, truth, x, L, strategy, extrapolation=0.7, step_ratio=4.0)
+    options = {"extrapolation": 0.7, "step_ratio": 4.0, "step_norm": norm}
+    restored, ours = gradient(operator, truth, x, L, strategy, **options)
     K, grads = operator.detach().numpy(), (restored - truth).numpy()
     taken = min(L, b) if mask == "released" else b
     theirs = sum(
-        oracles.truncated_gradient(K, frame, ETA, L, grad, mask, taken, 0.7, 4.0)
+        oracles.truncated_gradient(K, frame, ETA, L, grad, mask, taken, 0.7, 4.0, norm)
         for frame, grad in zip(x.numpy(), grads, strict=True)
     )
     np.testing.assert_allclose(ours.numpy(), theirs, rtol=1e-9, atol=1e-11)
@@ -118,6 +128,18 @@ def test_blocks_change_nothing(monkeypatch, mask, L, rows, every):
     assert relative(gradient(operator, truth, x, L, strategy, **options)[1], expected) < 1e-12
 
 
+@pytest.mark.parametrize("strategy", [pdunroll.Full(), pdunroll.Truncated()])
+def test_the_published_norm_is_the_default_and_makes_a_difference(strategy):
+    operator, truth, x = problem()
+    restored, ours = gradient(operator, truth, x, 10, strategy)
+    published = gradient(operator, truth, x, 10, strategy, step_norm="frobenius")
+    assert torch.equal(restored, published[0])
+    assert torch.equal(ours, published[1])
+    other = gradient(operator, truth, x, 10, strategy, step_norm="spectral")
+    assert relative(restored, other[0]) > 0.01
+    assert relative(ours, other[1]) > 0.1
+
+
 def test_masks_make_a_difference():
     operator, truth, x = problem()
     first, second = (gradient(operator, truth, x, 30, pdunroll.Full(primal_mask=mask))[1] for mask in MASKS)
@@ -137,15 +159,16 @@ def test_forward_is_the_same_for_all_modes(dtype):
 
 def test_truncated_keeps_the_last_iterate_only(monkeypatch):
     operator, _, x = problem(11, 18)
-    algorithm = chambolle_pock(operator, radius=ETA)
+    engine = engine_for(chambolle_pock(operator, radius=ETA), operator)
 
     def size(strategy, L):
-        monkeypatch.setattr("pdunroll.kernels._kept", [])  # memory that is used again may be larger than what is kept
-        kept = strategy.forward(algorithm, operator.detach(), x, L)[1]
+        monkeypatch.setattr("pdunroll.engine._kept", [])  # memory that is used again may be larger than what is kept
+        kept = strategy.forward(engine, operator.detach(), x, L)[1]
         return sum(tensor.untyped_storage().nbytes() for tensor in kept)
 
     assert size(pdunroll.Truncated(), 5) == size(pdunroll.Truncated(), 500)
-    assert size(pdunroll.Full(), 500) - size(pdunroll.Full(), 50) == 450 * 4 * (11 + 18) * 8
+    # psi and y in float64 and a byte for each entry of both masks
+    assert size(pdunroll.Full(), 500) - size(pdunroll.Full(), 50) == 450 * 4 * (11 + 18) * (8 + 1)
 
 
 def test_frames_do_not_see_each_other():
@@ -166,10 +189,10 @@ def test_layout_of_the_operator_does_not_matter():
 
 def test_a_strategy_of_ones_own():
     class Nothing(pdunroll.Backprop):
-        def forward(self, algorithm, operator, observation, iterations):
+        def forward(self, engine, operator, observation, iterations):
             return observation.clone(), ()
 
-        def gradient(self, algorithm, operator, kept, iterations, grad):
+        def gradient(self, engine, operator, kept, iterations, grad):
             return torch.full_like(operator, iterations)
 
     operator, truth, x = problem()
@@ -217,6 +240,9 @@ def test_tiny_numbers_are_zero_within_and_as_they_were_outside(before):
         ({"step_ratio": 0}, "step_ratio"),
         ({"extrapolation": 1.5}, "extrapolation"),
         ({"extrapolation": math.nan}, "extrapolation"),
+        ({"step_norm": "foo"}, "step_norm must be one of frobenius, spectral, got 'foo'"),
+        ({"step_norm": None}, "step_norm must be one of frobenius, spectral, got None"),
+        ({"step_norm": "nuclear", "iterations": 1}, "step_norm must be one of frobenius, spectral"),
         ({"observation": torch.zeros(18, dtype=torch.float64)}, "observation"),
         ({"observation": torch.zeros(2, 17, dtype=torch.float64)}, "observation"),
         ({"observation": torch.zeros(2, 18)}, "float32"),

@@ -14,13 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 import pdunroll
-from conftest import command, environment, replace, repro
+from conftest import SMOKE_CELLS, command, environment, replace, repro
 from pdunroll.frames import load
 
-CELLS = [f"{mode}-active_set-L{depth}-seed0" for mode in ("full", "truncated30") for depth in (3, 10)]
+CELLS = SMOKE_CELLS
 
 
 def table(path: Path) -> list[dict[str, str]]:
@@ -62,21 +63,23 @@ def test_cells(smoke):
 
 def test_evaluation_table_against_a_direct_computation(smoke):
     rows = table(smoke / "outputs/smoke/evaluation.csv")
-    assert list(rows[0])[:4] == ["backprop", "primal_mask", "l_training", "seed"]
+    assert list(rows[0])[:4] == ["backprop", "primal_mask", "step_norm", "l_training"]
     assert {"l_inference", "mse"} <= set(rows[0])
     curves = defaultdict(dict)
     for row in rows:
         curves[row["backprop"], row["l_training"]][int(row["l_inference"])] = float(row["mse"])
     assert set(curves) == {(m, l) for m in ("full", "truncated") for l in ("3", "10")} | {("dct", ""), ("none", "")}
     assert all(sorted(curve) == list(range(1, 31)) for curve in curves.values())
+    assert {(row["backprop"], row["step_norm"]) for row in rows} == {
+        ("none", ""), ("dct", "frobenius"), ("full", "frobenius"), ("truncated", "frobenius"),
+    }  # fmt: skip
 
     test = load(smoke / "outputs/smoke/prepared", "test")
     chosen = np.random.default_rng(0).permutation(len(test.truth))[:64]
-    torch = pytest.importorskip("torch")
     y, x = (torch.from_numpy(array[chosen]).double() for array in (test.truth, test.observation))
     operators = {("dct", ""): pdunroll.dct_operator(64, 64)}
     for mode, label in (("full", "full"), ("truncated", "truncated30")):
-        path = smoke / f"multirun/smoke/{label}-active_set-L10-seed0/operator.npy"
+        path = smoke / f"multirun/smoke/{label}-active_set-frobenius-L10-seed0/operator.npy"
         operators[mode, "10"] = torch.from_numpy(np.load(path))
     for key, operator in operators.items():
         for count in (1, 10, 30):
@@ -88,12 +91,19 @@ def test_evaluation_table_against_a_direct_computation(smoke):
 
 def test_metrics_and_training_tables_agree_with_their_sources(smoke):
     metrics = json.loads((smoke / "outputs/smoke/metrics.json").read_text())
-    assert set(metrics) == {"quantized", "dct", *CELLS}
+    assert set(metrics) == {"quantized", "dct-frobenius", *CELLS}
     rows = table(smoke / "outputs/smoke/evaluation.csv")
     (row,) = [
         row for row in rows if (row["backprop"], row["l_training"], row["l_inference"]) == ("truncated", "3", "3")
     ]
-    assert metrics["truncated30-active_set-L3-seed0"]["classical"] == float(row["mse"])
+    assert metrics["truncated30-active_set-frobenius-L3-seed0"]["classical"] == float(row["mse"])
+    for row in table(smoke / "outputs/smoke/optima.csv"):
+        if row["backprop"] == "dct":
+            assert metrics["dct-frobenius"] == float(row["optimum_mse"])
+        else:
+            label = {"full": "full", "truncated": "truncated30"}[row["backprop"]]
+            name = f"{label}-active_set-frobenius-L{row['l_training']}-seed0"
+            assert metrics[name]["optimality"] == float(row["optimum_mse"])
     times = table(smoke / "outputs/smoke/training.csv")
     assert [(row["backprop"], row["l_training"]) for row in times] == [
         ("full", "3"), ("full", "10"), ("truncated", "3"), ("truncated", "10"),
@@ -108,30 +118,36 @@ def test_optima_are_certified(smoke):
     assert [(row["backprop"], row["l_training"]) for row in rows] == [
         ("dct", ""), ("full", "3"), ("full", "10"), ("truncated", "3"), ("truncated", "10"),
     ]  # fmt: skip
-    curves = table(smoke / "outputs/smoke/evaluation.csv")
-    for row in rows:
+    test = load(smoke / "outputs/smoke/prepared", "test")
+    chosen = np.random.default_rng(0).permutation(len(test.truth))[:64]
+    y, x = (torch.from_numpy(array[chosen]).double() for array in (test.truth, test.observation))
+    for row, cell in zip(rows, [None, *CELLS], strict=True):
+        assert row["step_norm"] == "frobenius"
         assert float(row["certified"]) == 1.0
         assert float(row["largest_optimum_gap"]) <= 1e-6 < float(row["largest_gap"])
         assert 0 <= float(row["median_gap"]) <= float(row["largest_gap"])
-        (end,) = [
-            float(point["mse"]) for point in curves
-            if point["l_inference"] == "30" and all(point[name] == row[name] for name in ("backprop", "l_training"))
-        ]  # fmt: skip
-        assert float(row["optimum_mse"]) == pytest.approx(end, rel=0.05)
+        path = smoke / f"multirun/smoke/{cell}/operator.npy"
+        operator = pdunroll.dct_operator(64, 64) if cell is None else torch.from_numpy(np.load(path))
+        restored = pdunroll.unroll(operator.double(), x, radius=1 / 16, iterations=10_000, step_norm="spectral")
+        reached = float((restored - y).square().mean())
+        assert float(row["optimum_mse"]) == pytest.approx(reached, rel=1e-3)
 
 
 def test_theory_tables(smoke):
     folder = smoke / "outputs/smoke/theory"
-    counts = {row["operator"]: row for row in table(folder / "counts.csv")}
-    assert set(counts) == {"dct", "full-active_set-L10-seed0"}
+    counts = {(row["operator"], row["step_norm"]): row for row in table(folder / "counts.csv")}
+    cell = "full-active_set-frobenius-L10-seed0"
+    assert [*counts] == [("dct", "frobenius"), ("dct", "spectral"), (cell, "frobenius")]
     for row in counts.values():
         assert sum(int(row[kind]) for kind in ("trivial", "vertex", "degenerate")) == 16
     fidelity = table(folder / "fidelity.csv")
-    full = [row for row in fidelity if row["backprop"] == "full" and row["operator"] == "dct"]
-    assert [int(row["l"]) for row in full if row["primal_mask"] == "released"] == [10, 30, 100]
+    for norm in ("frobenius", "spectral"):
+        dct = [row for row in fidelity if (row["operator"], row["step_norm"]) == ("dct", norm)]
+        full = [row for row in dct if row["backprop"] == "full"]
+        assert [int(row["l"]) for row in full if row["primal_mask"] == "released"] == [10, 30, 100]
     assert all(-1 <= float(row["limit_cosine"]) <= 1 for row in fidelity)
-    assert len(table(folder / "settling.csv")) == 8
-    assert len(table(folder / "fits.csv")) == 16
+    assert len(table(folder / "settling.csv")) == 3 * 4
+    assert len(table(folder / "fits.csv")) == 3 * 4 * 2
     quantities = {row["quantity"] for row in table(folder / "decay.csv")}
     assert {"delta_primal", "delta_dual", "k_delta_primal", "kt_delta_dual", "kernel_distance"} < quantities
     for name in ("fidelity", "decay", "settling"):
@@ -139,7 +155,7 @@ def test_theory_tables(smoke):
 
 
 def test_figures_and_summary(smoke):
-    for name in ("regimes", "interpretability"):
+    for name in ("regimes", "interpretability", "bump"):
         assert (smoke / f"outputs/smoke/figures/{name}.png").read_bytes().startswith(b"\x89PNG")
         assert "<svg" in (smoke / f"outputs/smoke/figures/{name}.svg").read_text()
     printed = (smoke / "figures.out").read_text()
@@ -220,7 +236,7 @@ def test_dvc_runs_the_chain_once_and_then_what_changed(folder):
     comment(folder, preset)
     assert ran(repro(folder)) == {"settings"}
     replace(preset, "\n  frames: 64", "\n  frames: 63")
-    assert ran(repro(folder)) == {"settings", "evaluate", "figures", "verdicts", "report"}
+    assert ran(repro(folder)) == {"settings", "evaluate", "quality", "figures", "verdicts", "report"}
     settings = yaml.safe_load((folder / "outputs/smoke/settings.yaml").read_text())
     assert settings["evaluation"]["frames"] == 63
 
@@ -254,7 +270,9 @@ def test_a_changed_strategy_trains_its_own_cells_again(project):
             cwd=project, env=environment(project), capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
-        return {name for name in ("full", "implicit") if f"{name}-active_set-L3-seed0  step 16" in done.stdout}
+        return {
+            name for name in ("full", "implicit") if f"{name}-active_set-frobenius-L3-seed0  step 16" in done.stdout
+        }
 
     assert command("prepare", "experiment=smoke", cwd=project).returncode == 0
     assert trained() == {"full", "implicit"}
@@ -377,7 +395,8 @@ def test_operator_of_another_shape_or_damaged(folder, call):
 
 
 def test_evaluation_refuses_to_mix_protocols(folder, call):
-    refused(call("evaluate", "experiment=smoke", "optimization.learning_rate=1"), CELLS[0].split("-")[0], "settings")
+    changed = call("evaluate", "experiment=smoke", "optimization.learning_rate=1")
+    refused(changed, CELLS[0].split("-")[0], "optimization.learning_rate=0.0001, not 1.0")
     refused(call("evaluate", "experiment=smoke", "evaluation.iterations=9"), "evaluation.iterations", "10")
 
 

@@ -13,56 +13,40 @@ from scipy.optimize import linprog
 
 import oracles
 import pdunroll
-from pdunroll.chambolle_pock import Place, chambolle_pock, spectral_norm
-from pdunroll.problem import Dequantization, Jacobian, active_set, dct_operator, dual_jacobian, released
-from test_backprop import ETA, SHAPES, problem
+from pdunroll.chambolle_pock import SAFE, STEP_NORMS, chambolle_pock, frobenius_norm, spectral_norm
+from pdunroll.network import UnrolledNetwork
+from pdunroll.problem import Dequantization, active_set, dct_operator, dual_mask, released
+from test_backprop import ETA, NORMS, SHAPES, problem
 
 
 @pytest.mark.parametrize(("m", "n"), SHAPES)
 @pytest.mark.parametrize("theta", [0.0, 0.5, 1.0])
-def test_iterates_are_those_of_algorithm_1(m, n, theta):
+@pytest.mark.parametrize("norm", NORMS)
+def test_iterates_are_those_of_algorithm_1(m, n, theta, norm):
     operator, _, x = problem(m, n)
-    algorithm = chambolle_pock(operator, radius=ETA, step_ratio=3.0, extrapolation=theta)
+    algorithm = chambolle_pock(operator, radius=ETA, step_ratio=3.0, extrapolation=theta, step_norm=norm)
     ours = list(islice(algorithm.iterates(operator.detach(), x), 25))
     for frame, column in enumerate(x.numpy()):
-        y, ybar, psi, z_dual, z_primal = oracles.algorithm1(operator.detach().numpy(), column, ETA, 25, theta, 3.0)
+        expected = oracles.algorithm1(operator.detach().numpy(), column, ETA, 25, theta, 3.0, norm)
+        y, ybar, psi, z_dual, z_primal = expected
         for l, iterate in enumerate(ours, start=1):
             for tensor, expected in zip(iterate, (z_dual, psi, z_primal, y, ybar), strict=True):
                 np.testing.assert_allclose(tensor[frame].numpy(), expected[l], rtol=0, atol=1e-12)
 
 
-def test_results_go_to_their_places():
+def test_iterates_go_on_from_any_of_them():
     operator, _, x = problem(11, 18)
-    K = operator.detach()
-    algorithm = chambolle_pock(K, radius=ETA)
-    places = [Place(*(torch.empty(4, size, dtype=K.dtype) for size in (11, 11, 18, 18, 18))) for _ in range(9)]
-    ours = [*algorithm.iterates(K, x, None, places)]
-    theirs = [*islice(algorithm.iterates(K, x), 9)]
-    for one, other, place in zip(ours, theirs, places, strict=True):
-        assert all(mine is memory for mine, memory in zip(one, place, strict=True))
+    K, algorithm = operator.detach(), chambolle_pock(operator, radius=ETA)
+    whole = [*islice(algorithm.iterates(K, x), 9)]
+    for one, other in zip(islice(algorithm.iterates(K, x, whole[3]), 5), whole[4:], strict=True):
         assert all(map(torch.equal, one, other))
 
 
-@pytest.mark.parametrize("number", [1, 2, 17])
-def test_the_last_iterate_is_that_of_the_generator(number):
-    operator, _, x = problem(11, 18)
-    K = operator.detach()
-    algorithm = chambolle_pock(K, radius=ETA)
-    expected = [*islice(algorithm.iterates(K, x), number)]
-    assert all(map(torch.equal, algorithm.iterate(K, x, number), expected[-1]))
-    later = algorithm.iterate(K, x, 3, expected[-1].state)
-    assert all(map(torch.equal, later, algorithm.iterate(K, x, number + 3)))
-    z_dual, z_primal = torch.empty(number, 4, 11, dtype=K.dtype), torch.empty(number, 4, 18, dtype=K.dtype)
-    state = algorithm.record(K, x, algorithm.start(K, x), z_dual, z_primal)
-    assert all(map(torch.equal, state, expected[-1].state))
-    assert torch.equal(z_dual, torch.stack([iterate.z_dual for iterate in expected]))
-    assert torch.equal(z_primal, torch.stack([iterate.z_primal for iterate in expected]))
-
-
-def test_reaches_the_optimum_of_the_linear_program():
+@pytest.mark.parametrize("norm", NORMS)
+def test_reaches_the_optimum_of_the_linear_program(norm):
     operator, _, x = problem(12, 12, B=3, seed=5)
     K = operator.detach().numpy()
-    algorithm = chambolle_pock(operator, radius=ETA)
+    algorithm = chambolle_pock(operator, radius=ETA, step_norm=norm)
     *_, last = islice(algorithm.iterates(operator.detach(), x), 20_000)
     reached = Dequantization(ETA).objective(operator.detach(), last.primal)
     for frame, column in enumerate(x.numpy()):  # min sum t  s.t.  -t <= K y <= t,  |y - x| <= eta
@@ -76,12 +60,27 @@ def test_reaches_the_optimum_of_the_linear_program():
         assert float(reached[frame]) == pytest.approx(optimum, rel=1e-6, abs=1e-9)
 
 
-def test_step_sizes():
-    operator, _, _ = problem()
-    algorithm = chambolle_pock(operator, radius=ETA, step_ratio=7.0)
-    norm = np.linalg.norm(operator.detach().numpy(), 2)
-    assert algorithm.sigma == pytest.approx(7 * 0.99 / norm, rel=1e-12)
-    assert algorithm.tau == pytest.approx(0.99 / (7 * norm), rel=1e-12)
+@pytest.mark.parametrize(("m", "n"), SHAPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("norm", "order"), [("frobenius", "fro"), ("spectral", 2)])
+def test_step_sizes(m, n, dtype, norm, order):
+    operator, _, _ = problem(m, n, dtype=dtype)
+    algorithm = chambolle_pock(operator, radius=ETA, step_ratio=7.0, step_norm=norm)
+    K = operator.detach().double().numpy()
+    expected, tolerance = np.linalg.norm(K, order), 1e-6 if dtype == torch.float32 else 1e-12
+    assert algorithm.sigma == pytest.approx(7 * 0.99 / expected, rel=tolerance)
+    assert algorithm.tau == pytest.approx(0.99 / (7 * expected), rel=tolerance)
+    assert algorithm.sigma * algorithm.tau * np.linalg.norm(K, 2) ** 2 < 1
+
+
+@pytest.mark.parametrize("ratio", [0.1, 1.0, 10.0])
+def test_published_step_sizes_are_those_of_the_dct(ratio):
+    """sigma = 0.553 and tau = 0.00553 at the ratio of 10, as `tf.linalg.norm(K, ord=2)` gives them."""
+    published = chambolle_pock(dct_operator(320, 320), radius=ETA, step_ratio=ratio)
+    largest = chambolle_pock(dct_operator(320, 320), radius=ETA, step_ratio=ratio, step_norm="spectral")
+    assert published.sigma == pytest.approx(0.99 * ratio / 320**0.5, rel=1e-6)
+    assert published.tau == pytest.approx(0.99 / ratio / 320**0.5, rel=1e-6)
+    assert (largest.sigma, largest.tau) == pytest.approx((0.99 * ratio, 0.99 / ratio), rel=1e-6)
 
 
 NORM_CASES = {
@@ -98,6 +97,13 @@ NORM_CASES = {
     "row": lambda g: torch.ones(1, 5, dtype=torch.float64),
     "not contiguous": lambda g: torch.randn(40, 30, generator=g, dtype=torch.float64)[::2, 1::3],
     "float32": lambda g: torch.randn(40, 40, generator=g),
+    "float32 whose squares vanish": lambda g: 1e-38 * (1 + torch.rand(20, 30, generator=g)),
+    "float32 whose squares overflow": lambda g: 1e37 * torch.randn(20, 30, generator=g),
+    "squares that vanish": lambda g: 1e-200 * torch.randn(20, 30, generator=g, dtype=torch.float64),
+    "squares that overflow": lambda g: 1e200 * torch.randn(20, 30, generator=g, dtype=torch.float64),
+    "rows of many sizes": lambda g: (
+        torch.logspace(-12, 12, 25, dtype=torch.float64)[:, None] * torch.randn(25, 9, generator=g, dtype=torch.float64)
+    ),
 }
 
 
@@ -108,13 +114,71 @@ def test_spectral_norm_is_that_of_the_svd(case):
     assert spectral_norm(matrix) == pytest.approx(expected, rel=1e-12)
 
 
-def test_spectral_norm_refuses_what_is_not_finite():
-    for value in (math.nan, math.inf):
-        matrix = torch.eye(4)
+@pytest.mark.parametrize("case", NORM_CASES)
+def test_frobenius_norm_is_that_of_numpy(case):
+    matrix = NORM_CASES[case](torch.Generator().manual_seed(1))
+    wide = matrix.double().numpy()
+    scale = np.abs(wide).max()  # numpy squares without a scale
+    tolerance = 1e-6 if matrix.dtype == torch.float32 else 1e-13
+    assert frobenius_norm(matrix) == pytest.approx(scale * np.linalg.norm(wide / scale, "fro"), rel=tolerance)
+
+
+@pytest.mark.parametrize("bound", SAFE)
+@pytest.mark.parametrize("factor", [0.5, 2.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_frobenius_norm_is_right_on_both_sides_of_its_bounds(bound, factor, dtype):
+    matrix = torch.randn(6, 5, generator=torch.Generator().manual_seed(2), dtype=dtype)
+    matrix = matrix / matrix.norm() * bound * factor
+    expected = bound * np.linalg.norm(matrix.double().numpy() / bound)
+    assert frobenius_norm(matrix) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("case", NORM_CASES)
+def test_norms_keep_their_order(case):
+    matrix = NORM_CASES[case](torch.Generator().manual_seed(1))
+    spectral, frobenius = spectral_norm(matrix), frobenius_norm(matrix)
+    assert spectral * (1 - 1e-6) <= frobenius <= min(matrix.shape) ** 0.5 * spectral * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("norm", STEP_NORMS.values(), ids=STEP_NORMS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_norms_refuse_what_is_no_finite_matrix(norm, dtype):
+    for value in (math.nan, math.inf, -math.inf):
+        matrix = torch.eye(4, dtype=dtype)
         matrix[1, 2] = value
         with pytest.raises(pdunroll.InputError, match="not finite"):
-            spectral_norm(matrix)
-    assert spectral_norm(torch.zeros(3, 4)) == 0.0
+            norm(matrix)
+    for shape in ((4,), (0, 4), (4, 0), (2, 3, 4), ()):
+        with pytest.raises(pdunroll.InputError, match="must be a matrix"):
+            norm(torch.ones(shape, dtype=dtype))
+    assert norm(torch.zeros(3, 4, dtype=dtype)) == 0.0
+
+
+def test_norms_take_operators_that_require_a_gradient():
+    operator, _, _ = problem()
+    for norm in STEP_NORMS.values():
+        assert norm(operator) == norm(operator.detach())
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_an_operator_of_zeros_has_no_step_sizes(norm):
+    with pytest.raises(pdunroll.InputError, match="the operator is zero"):
+        chambolle_pock(torch.zeros(3, 4), radius=ETA, step_norm=norm)
+
+
+@pytest.mark.parametrize("norm", ["foo", "Frobenius", "", None, 2])
+def test_other_norms_are_refused_in_one_line(norm):
+    network = UnrolledNetwork(
+        rows=4, frame_length=4, radius=ETA, iterations=1, backprop=pdunroll.Full(), step_norm=norm
+    )
+    for attempt in (
+        lambda: chambolle_pock(torch.eye(4), radius=ETA, step_norm=norm),
+        lambda: pdunroll.unroll(torch.eye(4), torch.zeros(1, 4), radius=ETA, iterations=1, step_norm=norm),
+        lambda: network(torch.zeros(1, 4)),
+    ):
+        with pytest.raises(pdunroll.InputError) as caught:
+            attempt()
+        assert str(caught.value) == f"step_norm must be one of frobenius, spectral, got {norm!r}"
 
 
 def test_proximal_operators_minimise_what_they_should():
@@ -130,27 +194,16 @@ def test_proximal_operators_minimise_what_they_should():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_jacobians_include_their_borders(dtype):
-    def diagonal(jacobian):
-        ones = torch.ones_like(jacobian.argument)
-        assert torch.equal(jacobian.times(3 * ones), 3 * jacobian.mask())
-        place = torch.empty_like(ones)
-        assert jacobian.times(ones, place) is place
-        assert torch.equal(place, jacobian.mask().to(dtype))
-        argument = jacobian.argument.clone()
-        assert torch.equal(Jacobian(argument, jacobian.bound).times(ones, argument), place)  # in its own memory, too
-        return jacobian.mask().tolist()
-
     least = torch.finfo(dtype).eps
     z = torch.tensor([[-1.5, -1.0, 0.0, 1.0, 1.0 + least]], dtype=dtype)
-    assert diagonal(dual_jacobian(z)) == [[False, True, True, True, False]]
+    assert dual_mask(z).tolist() == [[False, True, True, True, False]]
     x = torch.full((1, 5), 0.5, dtype=dtype)
     z = torch.tensor([[0.25, 0.75, 0.5, 0.25 - least, 0.75 + least]], dtype=dtype)
-    assert diagonal(active_set(Dequantization(0.25), z, x)) == [[True, True, True, False, False]]
+    assert active_set(0.25).of(z, x).tolist() == [[True, True, True, False, False]]
     z = torch.tensor([[0.0, 2.0, 1.0, -least, 2.0 + 2 * least]], dtype=dtype)
-    assert diagonal(released(Dequantization(0.25), z, x)) == [[True, True, True, False, False]]
-    bound = Dequantization(0.1)  # which float32 rounds, as it does the argument that should just be within
-    z = torch.tensor([[0.1, -0.1]], dtype=dtype)
-    assert diagonal(active_set(bound, z, torch.zeros_like(z))) == [[True, True]]
+    assert released(0.25).of(z, x).tolist() == [[True, True, True, False, False]]
+    z = torch.tensor([[0.1, -0.1]], dtype=dtype)  # which float32 rounds, as it does the bound
+    assert active_set(0.1).of(z, torch.zeros_like(z)).tolist() == [[True, True]]
 
 
 @pytest.mark.parametrize("radius", [0, -0.1, math.nan, math.inf, "wide"])

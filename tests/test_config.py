@@ -61,7 +61,8 @@ def test_the_paper_preset_is_the_protocol():
     assert (config.network.step_ratio, config.network.extrapolation, config.network.rows) == (10.0, 1.0, None)
     o = config.optimization
     assert (o.learning_rate, o.final_learning_rate, o.epochs, o.batch_size) == (1e-5, 1e-8, 20, 32)
-    assert (o.train_frames, o.validation_frames, o.decay_counts) == (None, 1024, "steps")
+    assert (o.train_frames, o.validation_frames, o.decay_counts) == (None, 1024, "frames")
+    assert (o.adam_epsilon, o.shuffle_buffer, config.network.step_norm) == (1e-7, 1000, "frobenius")
     assert (config.evaluation.iterations, config.evaluation.frames) == (100_000, 1024)
 
 
@@ -69,7 +70,7 @@ def test_experiments_win_over_the_root_and_sweeps_over_experiments():
     assert settings(composed("experiment=quick")).optimization.learning_rate == 1e-4
     assert settings(composed("experiment=quick")).data.name == "ieee"
     hydra = composed("experiment=quick", hydra=True).hydra
-    assert hydra.sweeper.params["network.iterations"] == "10,30,100,200"
+    assert hydra.sweeper.params["network.iterations"] == "10,30,80,200,1000"
     hydra = composed("experiment=quick", "sweep=regime3", hydra=True).hydra
     assert hydra.sweeper.params["network.iterations"] == "200,500,1000"
     hydra = composed("experiment=paper", hydra=True).hydra
@@ -88,17 +89,18 @@ def test_cell_folder_names_tell_cells_apart():
     def cell(*overrides: str) -> str:
         return settings(composed(*overrides)).cell
 
-    assert cell("network.iterations=100") == "full-active_set-L100-seed0"
+    assert cell("network.iterations=100") == "full-active_set-frobenius-L100-seed0"
     names = {
         cell(*overrides)
         for overrides in itertools.product(
             ("backprop=full", "backprop=truncated"),
             ("backprop.primal_mask=active_set", "backprop.primal_mask=released"),
+            ("network.step_norm=frobenius", "network.step_norm=spectral"),
             ("network.iterations=10", "network.iterations=100"),
             ("seed=0", "seed=1"),
         )
     }
-    assert len(names) == 16
+    assert len(names) == 32
     assert cell("backprop=truncated", "backprop.iterations=10") != cell("backprop=truncated")
 
 
@@ -109,6 +111,10 @@ def test_cell_folder_names_tell_cells_apart():
         ("network.rows=0", "network.rows"),
         ("network.step_ratio=0", "network.step_ratio"),
         ("network.extrapolation=1.5", "network.extrapolation"),
+        ("network.step_norm=foo", "network.step_norm must be one of frobenius, spectral, got 'foo'"),
+        ("optimization.adam_epsilon=0", "optimization.adam_epsilon"),
+        ("optimization.adam_epsilon=nan", "optimization.adam_epsilon"),
+        ("optimization.shuffle_buffer=0", "optimization.shuffle_buffer"),
         ("optimization.learning_rate=-1", "optimization.learning_rate"),
         ("optimization.final_learning_rate=0", "optimization.final_learning_rate"),
         ("optimization.learning_rate=nan", "optimization.learning_rate"),

@@ -21,8 +21,8 @@ pytest.importorskip("wandb_workspaces")
 from conftest import command
 
 CLAIM = {
-    "claim": "c", "primal_mask": "active_set", "verdict": "holds", "estimate": 1.5, "low": 1.0, "high": 2.0,
-    "unit": "%", "statement": "Something is so", "evidence": "seen",
+    "claim": "c", "primal_mask": "active_set", "step_norm": "frobenius", "verdict": "holds", "estimate": 1.5,
+    "low": 1.0, "high": 2.0, "unit": "%", "statement": "Something is so", "evidence": "seen",
 }  # fmt: skip
 
 
@@ -138,10 +138,10 @@ def test_panels_ask_for_what_is_logged(finished, view):
 
 
 def test_runs_say_what_they_are(finished):
-    cell = finished / "multirun/smoke/truncated30-active_set-L10-seed0"
+    cell = finished / "multirun/smoke/truncated30-active_set-frobenius-L10-seed0"
     _, summary, config = logged(the_run(cell))
     assert (config["job_type"], config["group"]) == ("train", "smoke")
-    assert config["tags"] == ["smoke", "truncated", "active_set", "L=10"]
+    assert config["tags"] == ["smoke", "truncated", "active_set", "frobenius", "L=10"]
     assert (config["backprop"]["name"], config["network"]["iterations"], config["seed"]) == ("truncated", 10, 0)
     assert config["environment"]["commit"]
     assert {"best_validation_mse", "seconds", "best_step", "operator", "operator_change"} <= summary
@@ -154,7 +154,7 @@ def test_runs_say_what_they_are(finished):
 def test_the_workspace_groups_the_runs_of_the_experiment(finished):
     (runset,) = specification(finished)["workspace"]["spec"]["section"]["runSets"]
     assert [entry["name"] for entry in runset["grouping"]] == [
-        "backprop.value.name", "backprop.value.primal_mask", "network.value.iterations",
+        "backprop.value.name", "backprop.value.primal_mask", "network.value.step_norm", "network.value.iterations",
     ]  # fmt: skip
     (condition,) = runset["filters"]["filters"]
     assert (condition["key"]["name"], condition["value"]) == ("group", "smoke")
@@ -162,8 +162,8 @@ def test_the_workspace_groups_the_runs_of_the_experiment(finished):
 
 def test_the_report_begins_with_the_verdicts(finished):
     text = json.dumps(specification(finished)["report"])
-    assert "| Something is so | active_set | **holds** | 1.5 % | 1 to 2 |" in text
-    assert "| Something is so | active_set | **undecided** |  |  |" in text
+    assert "| Something is so | active_set | frobenius | **holds** | 1.5 % | 1 to 2 |" in text
+    assert "| Something is so | active_set | frobenius | **undecided** |  |  |" in text
 
 
 def test_made_again_it_takes_the_place_of_the_old_one(finished):

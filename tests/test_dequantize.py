@@ -404,7 +404,7 @@ def test_shipped_operator_says_what_made_it():
 
 
 def test_operator_of_a_training(smoke, folder, call):
-    cell = smoke / "multirun/smoke/full-active_set-L10-seed0"
+    cell = smoke / "multirun/smoke/full-active_set-frobenius-L10-seed0"
     record = json.loads((cell / "run.json").read_text())
     made = operators.of_cell(cell, "the command")
     operators.save(folder / "own.npz", made)
@@ -430,7 +430,15 @@ def test_operator_of_a_training(smoke, folder, call):
 def test_unfinished_training_has_no_operator(folder):
     np.save(folder / "operator.npy", np.eye(4))
     assert operators.load(folder / "operator.npy").provenance == {}
-    record = {"status": "training", "settings": {}, "data": "", "results": None, "environment": {}}
+    settings = {
+        "seed": 0, "data": {"name": "mine", "bits": 4}, "network": {"iterations": 10, "step_norm": "frobenius"},
+        "optimization": {},
+        "backprop": {"name": "full", "primal_mask": "active_set", "strategy": {"_target_": "pdunroll.backprop.Full"}},
+    }  # fmt: skip
+    record = {
+        "status": "training", "digest": "", "settings": settings, "data": "", "code": "", "results": None,
+        "environment": {},
+    }  # fmt: skip
     (folder / "run.json").write_text(json.dumps(record))
     for attempt in (lambda: operators.load(folder / "operator.npy"), lambda: operators.of_cell(folder, "c")):
         with pytest.raises(InputError, match="not a finished training"):

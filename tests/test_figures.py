@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from itertools import pairwise
+from itertools import pairwise, product
 from xml.etree import ElementTree
 
 import matplotlib
@@ -16,9 +16,12 @@ import pytest
 from matplotlib.container import BarContainer, ErrorbarContainer
 
 from pdunroll.errors import InputError
-from pdunroll.figures import footnote, interpretability, regimes, save, summary
+from pdunroll.figures import bump, footnote, interpretability, regimes, save, summary
+from pdunroll.plotting import MASK_TITLES, NORM_TITLES
+from pdunroll.runs import KEY, write_json, write_table
 
 MASKS = ("active_set", "released")
+NORMS = ["frobenius", "spectral"]
 MODES = (("full", None), ("truncated", 5))
 DEPTHS = (10, 30, 200)
 SEEDS = (0, 1)
@@ -27,41 +30,51 @@ LAST = GRID[-1]
 ORIGIN = "what made it"
 
 
-def error(mask: str, mode: str, depth: int, seed: int, iterations: int) -> float:
+def error(mask: str, mode: str, depth: int, seed: int, iterations: int, norm: str = "frobenius") -> float:
     """A made-up test MSE, different for all arguments."""
     cell = 1 + 0.31 * MASKS.index(mask) + 0.17 * (mode == "truncated") + 0.002 * depth + 0.05 * seed
-    return 1e-3 * cell * (1 + 2 / iterations)
+    return 1e-3 * cell * (1 + 2 / iterations) * (1.0 if norm == "frobenius" else 1.07)
+
+
+def optimum(mask: str, mode: str, depth: int, seed: int, norm: str = "frobenius") -> float:
+    """A made-up test MSE at the certified optimum, which no curve comes to."""
+    return 0.9 * error(mask, mode, depth, seed, LAST, norm)
 
 
 def seconds(mask: str, mode: str, depth: int, seed: int) -> float:
     return depth * (1 + MASKS.index(mask)) * (1.0 if mode == "full" else 0.5) + 3 * seed
 
 
-def untrained(kind: str, iterations: int) -> float:
-    return 2.5e-3 if kind == "none" else 1.9e-3 + 1e-4 / iterations
+UNTRAINED_OPTIMUM = 1.85e-3
 
 
-def tables(masks=MASKS, modes=MODES, depths=DEPTHS, seeds=SEEDS, drop=()) -> tuple[list[dict], list[dict]]:
-    """evaluation.csv and training.csv of made-up trainings, without the (mode, depth) in `drop`."""
-    keys = ("backprop", "primal_mask", "l_training", "seed", "b")
+def untrained(kind: str, iterations: int, norm: str | None = "frobenius") -> float:
+    return 2.5e-3 if kind == "none" else (1.9e-3 if norm == "frobenius" else 1.88e-3) + 1e-4 / iterations
+
+
+def tables(
+    masks=MASKS, modes=MODES, depths=DEPTHS, seeds=SEEDS, norms=("frobenius",), drop=()
+) -> tuple[list[dict], list[dict], list[dict]]:
+    """evaluation.csv, optima.csv and training.csv of made-up trainings, without the (mode, depth) in `drop`."""
+    blank = dict.fromkeys(KEY)
+    references = [{**blank, "backprop": "none"}, *({**blank, "backprop": "dct", "step_norm": norm} for norm in norms)]
     evaluation = [
-        dict.fromkeys(keys) | {"backprop": kind, "l_inference": count, "mse": untrained(kind, count)}
-        for kind in ("none", "dct")
+        {**key, "l_inference": count, "mse": untrained(key["backprop"], count, key["step_norm"])}
+        for key in references
         for count in GRID
     ]
+    optima = [{**key, "optimum_mse": UNTRAINED_OPTIMUM} for key in references[1:]]
     training = []
-    for mask in masks:
-        for mode, b in modes:
-            for depth in depths:
-                for seed in seeds:
-                    if (mode, depth) in drop:
-                        continue
-                    cell = dict(zip(keys, (mode, mask, depth, seed, b), strict=True))
-                    training.append(cell | {"seconds": seconds(mask, mode, depth, seed)})
-                    evaluation += [
-                        cell | {"l_inference": count, "mse": error(mask, mode, depth, seed, count)} for count in GRID
-                    ]
-    return evaluation, training
+    for norm, mask, (mode, b), depth, seed in product(norms, masks, modes, depths, seeds):
+        if (mode, depth) in drop:
+            continue
+        cell = dict(zip(KEY, (mode, mask, norm, depth, seed, b), strict=True))
+        training.append(cell | {"seconds": seconds(mask, mode, depth, seed)})
+        optima.append(cell | {"optimum_mse": optimum(mask, mode, depth, seed, norm)})
+        evaluation += [
+            cell | {"l_inference": count, "mse": error(mask, mode, depth, seed, count, norm)} for count in GRID
+        ]
+    return evaluation, optima, training
 
 
 def mean(values) -> float:
@@ -116,10 +129,8 @@ def test_regimes_shows_all_errors():
         for mode in MODES:
             for kind, dashes in (("classical", "--"), ("optimality", "-")):
                 line, _, (bars,) = found[f"{label(*mode)}, {kind}"].lines
-                values = [
-                    [error(mask, mode[0], depth, seed, depth if kind == "classical" else LAST) for seed in SEEDS]
-                    for depth in DEPTHS
-                ]
+                value = {"classical": lambda *cell: error(*cell, cell[2]), "optimality": optimum}[kind]
+                values = [[value(mask, mode[0], depth, seed) for seed in SEEDS] for depth in DEPTHS]
                 assert line.get_linestyle() == dashes
                 np.testing.assert_array_equal(line.get_xdata(), range(3))
                 np.testing.assert_allclose(np.array(line.get_ydata(), float), [mean(v) for v in values], rtol=1e-12)
@@ -128,7 +139,7 @@ def test_regimes_shows_all_errors():
         assert [text.get_text() for text in ax.get_xticklabels()] == ["10", "30", "200"]
         np.testing.assert_array_equal(ax.get_xticks(), range(3))
         dct = labelled(ax)["DCT (untrained), optimality"]
-        assert set(dct.get_ydata()) == {untrained("dct", LAST)}
+        assert set(dct.get_ydata()) == {UNTRAINED_OPTIMUM}
         assert ax.get_yscale() == "log"
 
 
@@ -180,20 +191,20 @@ def test_regimes_shows_the_runtime_as_bars():
     ],
 )
 def test_regimes_are_marked(depths, borders, lines, numbers):
-    evaluation, training = tables(depths=depths, seeds=(0,))
-    for ax in panels(regimes(evaluation, training, borders), 2)[0]:
+    evaluation, optima, training = tables(depths=depths, seeds=(0,))
+    for ax in panels(regimes(evaluation, optima, training, borders), 2)[0]:
         assert vertical(ax) == lines
         assert {text.get_text(): text.get_position()[0] for text in ax.texts} == numbers
         assert ax.get_xlim() == (-0.6, len(depths) - 0.4)
 
 
 def test_regimes_leaves_gaps_for_trainings_that_are_missing():
-    evaluation, training = tables(drop=[("truncated", 30)])
-    axes, behind = panels(regimes(evaluation, training, [35.0]), 2)
+    evaluation, optima, training = tables(drop=[("truncated", 30)])
+    axes, behind = panels(regimes(evaluation, optima, training, [35.0]), 2)
     for ax, mask in zip(axes, MASKS, strict=True):
         line = curves(ax)["truncated (b = 5), optimality"].lines[0]
         np.testing.assert_array_equal(line.get_xdata(), [0, 2])
-        assert line.get_ydata()[1] == mean(error(mask, "truncated", 200, seed, LAST) for seed in SEEDS)
+        assert line.get_ydata()[1] == mean(optimum(mask, "truncated", 200, seed) for seed in SEEDS)
         assert len(curves(ax)["full, optimality"].lines[0].get_xdata()) == 3
     for ax in behind:
         full, truncated = ax.containers
@@ -203,18 +214,18 @@ def test_regimes_leaves_gaps_for_trainings_that_are_missing():
 
 @pytest.mark.parametrize("mask", MASKS)
 def test_one_mask_gives_one_panel(mask):
-    evaluation, training = tables(masks=(mask,))
-    (ax,), (behind,) = panels(regimes(evaluation, training, [35.0]), 1)
+    evaluation, optima, training = tables(masks=(mask,))
+    (ax,), (behind,) = panels(regimes(evaluation, optima, training, [35.0]), 1)
     assert behind.get_position().bounds == ax.get_position().bounds
-    (other,), nothing = panels(interpretability(evaluation, None), 1)
+    (other,), nothing = panels(interpretability(evaluation, None, optima), 1)
     assert nothing == []
     assert ax.get_title() == other.get_title()
 
 
 @pytest.mark.parametrize("l_training", [None, [10, 200], [30, 77]])
 def test_interpretability_shows_every_curve(l_training):
-    evaluation, _ = tables()
-    axes, nothing = panels(interpretability(evaluation, l_training), 2)
+    evaluation, optima, _ = tables()
+    axes, nothing = panels(interpretability(evaluation, l_training, optima), 2)
     assert nothing == []
     shown = [depth for depth in DEPTHS if l_training is None or depth in l_training]
     for ax, mask in zip(axes, MASKS, strict=True):
@@ -234,9 +245,9 @@ def test_interpretability_shows_every_curve(l_training):
 
 
 def test_interpretability_rings_the_iterations_in_training():
-    evaluation, _ = tables()
-    for ax, mask in zip(interpretability(evaluation, None).axes, MASKS, strict=True):
-        rings = [line for line in ax.lines if line.get_linestyle() == "None"]
+    evaluation, optima, _ = tables()
+    for ax, mask in zip(interpretability(evaluation, None, optima).axes, MASKS, strict=True):
+        rings = [line for line in ax.lines if line.get_linestyle() == "None" and line.get_marker() != "_"]
         found = {(line.get_markeredgecolor(), float(line.get_xdata()[0])): float(line.get_ydata()[0]) for line in rings}
         lines = labelled(ax)
         assert len(found) == len(rings) == len(MODES) * len(DEPTHS)
@@ -247,35 +258,136 @@ def test_interpretability_rings_the_iterations_in_training():
                 assert found[colour, depth] == pytest.approx(value, rel=1e-12)
 
 
+def test_interpretability_marks_the_certified_optima():
+    evaluation, optima, _ = tables()
+    for ax, mask in zip(interpretability(evaluation, None, optima).axes, MASKS, strict=True):
+        found = [(line.get_color(), float(line.get_ydata()[0])) for line in ax.lines if line.get_marker() == "_"]
+        assert all(float(line.get_xdata()[0]) > LAST for line in ax.lines if line.get_marker() == "_")
+        lines = labelled(ax)
+        expected = [(lines["DCT (untrained)"].get_color(), UNTRAINED_OPTIMUM)]
+        for mode, depth in product(MODES, DEPTHS):
+            colour = lines[f"{label(*mode)}, L = {depth}"].get_color()
+            expected.append((colour, mean(optimum(mask, mode[0], depth, seed) for seed in SEEDS)))
+        assert sorted(found) == [(colour, pytest.approx(value, rel=1e-12)) for colour, value in sorted(expected)]
+
+
 def test_interpretability_tells_curves_apart():
-    evaluation, _ = tables()
-    for ax in interpretability(evaluation, None).axes:
+    evaluation, optima, _ = tables()
+    for ax in interpretability(evaluation, None, optima).axes:
         looks = [(line.get_color(), str(line.get_linestyle()), line._dash_pattern) for line in labelled(ax).values()]
         assert len({str(look) for look in looks}) == len(looks)
 
 
 def test_interpretability_leaves_out_trainings_that_are_missing():
-    evaluation, _ = tables(drop=[("truncated", 30)])
-    for ax in interpretability(evaluation, None).axes:
+    evaluation, optima, _ = tables(drop=[("truncated", 30)])
+    for ax in interpretability(evaluation, None, optima).axes:
         names = set(labelled(ax))
         assert "truncated (b = 5), L = 30" not in names
         assert {"full, L = 30", "truncated (b = 5), L = 200"} <= names
 
 
 def test_interpretability_refuses_iterations_that_nothing_was_trained_with():
-    evaluation, _ = tables()
+    evaluation, optima, _ = tables()
     with pytest.raises(InputError) as caught:
-        interpretability(evaluation, [20, 40])
+        interpretability(evaluation, [20, 40], optima)
     text = str(caught.value)
     assert "figures.l_training" in text
     assert "[10, 30, 200]" in text
     assert "\n" not in text
 
 
+def test_norms_have_panels_of_their_own():
+    evaluation, optima, training = tables(norms=NORMS, seeds=(0,))
+    pairs = [*product(NORMS, MASKS)]
+    axes, behind = panels(regimes(evaluation, optima, training, [35.0, 150.0]), 4)
+    for ax, runtime, (norm, mask) in zip(axes, behind, pairs, strict=True):
+        assert ax.get_title() == f"{MASK_TITLES[mask]}\n{NORM_TITLES[norm]}"
+        for mode in MODES:
+            for kind in ("classical", "optimality"):
+                line = curves(ax)[f"{label(*mode)}, {kind}"].lines[0]
+                value = {"classical": lambda *cell: error(*cell[:4], cell[2], cell[4]), "optimality": optimum}[kind]
+                expected = [value(mask, mode[0], depth, 0, norm) for depth in DEPTHS]
+                np.testing.assert_allclose(np.array(line.get_ydata(), float), expected, rtol=1e-12)
+        assert len(runtime.containers) == len(MODES)
+    axes, _ = panels(interpretability(evaluation, None, optima), 4)
+    for ax, (norm, mask) in zip(axes, pairs, strict=True):
+        lines = labelled(ax)
+        assert list(lines["DCT (untrained)"].get_ydata()) == [untrained("dct", count, norm) for count in GRID]
+        expected = [error(mask, "full", 30, 0, count, norm) for count in GRID]
+        np.testing.assert_allclose(lines["full, L = 30"].get_ydata(), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("depths", "borders", "shown"),
+    [((10, 30, 200), [35.0, 150.0], 30), ((10, 30, 200), [20.0, 150.0], 10), ((100, 200), [35.0, 150.0], 100)],
+)
+def test_bump_shows_the_largest_depth_of_regime_1_in_each_setting(depths, borders, shown):
+    evaluation, optima, _ = tables(norms=NORMS, depths=depths, seeds=(0,))
+    axes, nothing = panels(bump(evaluation, optima, borders), 4)
+    assert nothing == []
+    for ax, (norm, mask) in zip(axes, product(NORMS, MASKS), strict=True):
+        lines = labelled(ax)
+        assert set(lines) == {f"{label(*mode)}, L = {shown}" for mode in MODES} | {"quantized", "DCT (untrained)"}
+        for mode in MODES:
+            line = lines[f"{label(*mode)}, L = {shown}"]
+            expected = [error(mask, mode[0], shown, 0, count, norm) for count in GRID]
+            np.testing.assert_allclose(line.get_ydata(), expected, rtol=1e-12)
+        assert vertical(ax) == {shown}
+        assert ax.get_title() == f"{MASK_TITLES[mask]}\n{NORM_TITLES[norm]}"
+
+
+def test_bump_leaves_out_settings_that_have_no_such_training():
+    evaluation, optima, _ = tables(norms=NORMS)
+    few = [row for row in evaluation if not (row["step_norm"] == "spectral" and row["l_training"] == 30)]
+    axes, _ = panels(bump(few, optima, [35.0, 150.0]), 2)
+    assert all("Frobenius" in ax.get_title() for ax in axes)
+
+
+@pytest.mark.parametrize(
+    ("setting", "shown"),
+    [("null", NORMS), ("[frobenius]", ["frobenius"]), ("[spectral]", ["spectral"]), ("[spectral,frobenius]", NORMS)],
+)
+def test_figures_show_the_norms_that_are_asked_for(call, tmp_path, monkeypatch, setting, shown):
+    drawn = {}
+    monkeypatch.setattr("pdunroll.figures.save", lambda figure, stem, origin: drawn.update({stem.name: figure}))
+    made(tmp_path)
+    done = call("figures", "name=made", f"figures.step_norms={setting}")
+    assert done.status == 0, done.err
+    for name, count in (("regimes", len(shown)), ("interpretability", len(shown)), ("bump", len(NORMS))):
+        titles = [ax.get_title() for ax in drawn[name].axes if ax.get_title()]
+        wanted = shown if name != "bump" else NORMS  # which compares them
+        assert titles == [f"{MASK_TITLES['active_set']}\n{NORM_TITLES[norm]}" for norm in NORMS if norm in wanted]
+        assert len(titles) == count
+    assert done.out.count("spectral") == done.out.count("active_set") / 2 == 6  # the table lists them all
+
+
+@pytest.mark.parametrize("setting", ["[foo]", "[nuclear,foo]"])
+def test_norms_that_nothing_was_trained_with_are_refused(call, tmp_path, setting):
+    made(tmp_path)
+    done = call("figures", "name=made", f"figures.step_norms={setting}")
+    assert done.status == 2
+    (line,) = done.err.splitlines()
+    for part in ("pdunroll: figures.step_norms=", "foo", "['frobenius', 'spectral']"):
+        assert part in line
+    assert not (tmp_path / "outputs/made/figures").exists()
+
+
+def made(folder) -> None:
+    """Tables of trainings with both norms, with all columns, in outputs/made/."""
+    outputs = folder / "outputs/made"
+    evaluation, optima, training = tables(masks=("active_set",), norms=NORMS, seeds=(0,))
+    write_table(outputs / "evaluation.csv", evaluation)
+    certified = {"validation_optimum_mse": 1e-3, "certified": 1.0}
+    write_table(outputs / "optima.csv", [{**row, **certified} for row in optima])
+    write_table(outputs / "training.csv", [{**row, "validation_mse": 1e-3, "best_step": 7} for row in training])
+    origin = {"command": "x", "seeds": [0], "commit": "x", "data": "x", "test_frames": 4}
+    write_json(outputs / "provenance.json", origin)
+
+
 def test_the_order_of_rows_does_not_matter():
-    evaluation, training = tables()
-    one = regimes(evaluation, training, [35.0])
-    other = regimes(evaluation[::-1], training[::-1], [35.0])
+    evaluation, optima, training = tables()
+    one = regimes(evaluation, optima, training, [35.0])
+    other = regimes(evaluation[::-1], optima[::-1], training[::-1], [35.0])
     for ax, twin in zip(one.axes[:2], other.axes[:2], strict=True):
         assert list(curves(ax)) == list(curves(twin))
         for name, container in curves(ax).items():
@@ -283,8 +395,8 @@ def test_the_order_of_rows_does_not_matter():
 
 
 def test_legends_name_each_curve_once():
-    evaluation, training = tables()
-    for figure in (regimes(evaluation, training, [35.0]), interpretability(evaluation, None)):
+    evaluation, optima, training = tables()
+    for figure in (regimes(evaluation, optima, training, [35.0]), interpretability(evaluation, None, optima)):
         (legend,) = figure.legends
         names = [text.get_text() for text in legend.get_texts()]
         assert len(set(names)) == len(names)
@@ -292,11 +404,11 @@ def test_legends_name_each_curve_once():
 
 
 def test_summary_lists_all_cells():
-    evaluation, training = tables()
-    first, header, *lines = summary(evaluation, training).splitlines()
+    evaluation, optima, training = tables()
+    first, header, *lines = summary(evaluation, optima, training).splitlines()
     assert f"{untrained('none', LAST):.3e}" in first
-    assert f"{untrained('dct', LAST):.3e}" in first
-    assert "1,000" in header
+    assert f"{UNTRAINED_OPTIMUM:.3e}" in first
+    assert header.split() == ["mask", "step", "norm", "backprop", "L", *"after L at the optimum training".split()]
     expected = [
         (mask, label(*mode), depth, seed)
         for mask in MASKS
@@ -307,22 +419,22 @@ def test_summary_lists_all_cells():
     assert len(lines) == len(expected)
     for line, (mask, name, depth, seed) in zip(lines, expected, strict=True):
         mode = name.split()[0]
-        assert line.split()[0] == mask
+        assert line.split()[:2] == [mask, "frobenius"]
         assert name in line
         assert (", seed 1" in line) == (seed == 1)
         assert line.split()[-5:] == [
             str(depth),
             f"{error(mask, mode, depth, seed, depth):.3e}",
-            f"{error(mask, mode, depth, seed, LAST):.3e}",
+            f"{optimum(mask, mode, depth, seed):.3e}",
             f"{seconds(mask, mode, depth, seed):.1f}",
             "s",
         ]
 
 
 def test_saved_figures_are_whole(tmp_path):
-    evaluation, training = tables()
-    save(regimes(evaluation, training, [35.0, 150.0]), tmp_path / "new" / "regimes", ORIGIN)
-    save(interpretability(evaluation, None), tmp_path / "new" / "interpretability", ORIGIN)
+    evaluation, optima, training = tables()
+    save(regimes(evaluation, optima, training, [35.0, 150.0]), tmp_path / "new" / "regimes", ORIGIN)
+    save(interpretability(evaluation, None, optima), tmp_path / "new" / "interpretability", ORIGIN)
     assert plt.get_fignums() == []
     names = [f"{name}.{kind}" for name in ("interpretability", "regimes") for kind in ("png", "svg")]
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == names

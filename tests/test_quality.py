@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import soundfile
 
+from conftest import settings_of
 from pdunroll import quality
 from pdunroll.frames import load, read_manifest
+from pdunroll.runs import read_table, write_table
 from test_chain import table
 
 RATE = 16000
@@ -61,7 +63,7 @@ def test_without_the_packages_two_metrics_are_left_out(monkeypatch, caplog):
 
 def test_summary_is_the_mean_and_the_paired_gain():
     rows = [
-        {"restoration": name, "primal_mask": None, "cell": None, "file": file, "metric": "sdr_db", "value": value}
+        {**dict.fromkeys(quality.KEY), "restoration": name, "file": file, "metric": "sdr_db", "value": value}
         for name, values in (("quantized", (1.0, 5.0, 3.0)), ("dct", (3.0, 6.0, None)))
         for file, value in zip("abc", values, strict=True)
     ]
@@ -87,14 +89,15 @@ def test_the_command_writes_tables_and_audio(finished, call):
     assert {row["restoration"] for row in rows} == {"quantized", "dct", "full", "truncated"}
     best = {
         mode: min(
-            (json.loads(path.read_text()) for path in finished.glob(f"multirun/smoke/{mode}*/run.json")),
-            key=lambda record: record["results"]["validation_mse"],
-        )["settings"]["network"]["iterations"]
+            (row for row in table(outputs / "optima.csv") if row["backprop"] == mode),
+            key=lambda row: float(row["validation_optimum_mse"]),
+        )["l_training"]
         for mode in ("full", "truncated")
     }
     for row in rows:
         if row["restoration"] in best:
             assert f"L{best[row['restoration']]}-" in row["cell"]
+            assert row["step_norm"] == "frobenius"
 
     # the frames of one file, in order, and nothing else
     test, files = load(outputs / "prepared", "test"), read_manifest(outputs / "prepared")["splits"]["test"]["files"]
@@ -116,6 +119,39 @@ def test_the_command_writes_tables_and_audio(finished, call):
     (number,) = [number for number, file in enumerate(files) if file["name"] == index[0]["name"]]
     samples = soundfile.read(outputs / "audio" / index[0]["file"])[0]
     np.testing.assert_allclose(samples, test.truth[test.file == number].ravel(), atol=2 / 2**15)
+
+
+@pytest.mark.parametrize("best", [3, 10])
+def test_the_operator_is_the_one_that_validates_best_at_the_optimum(finished, monkeypatch, best):
+    """Not after L iterations, and not on the test frames: L = 10 is the better one there."""
+    monkeypatch.chdir(finished)
+    path = finished / "outputs/smoke/optima.csv"
+    rows = read_table(path, "")
+    for row in rows:
+        row["validation_optimum_mse"] = 1e-4 if row["l_training"] == best else 2e-4
+        row["optimum_mse"] = 2e-4 if row["l_training"] == best else 1e-4
+    write_table(path, rows)
+    chosen = [key for key, _ in quality.candidates(settings_of("experiment=smoke"))]
+    assert chosen == [
+        {"restoration": "dct", "primal_mask": None, "step_norm": None, "cell": None},
+        *(
+            {
+                "restoration": mode, "primal_mask": "active_set", "step_norm": "frobenius",
+                "cell": f"{label}-active_set-frobenius-L{best}-seed0",
+            }
+            for mode, label in (("full", "full"), ("truncated", "truncated30"))
+        ),
+    ]  # fmt: skip
+
+
+def test_a_training_that_was_not_evaluated_names_the_command(finished, call):
+    path = finished / "outputs/smoke/optima.csv"
+    write_table(path, [row for row in read_table(path, "") if row["backprop"] != "truncated"])
+    done = call("quality", "experiment=smoke")
+    assert done.status == 2
+    (line,) = done.err.strip().splitlines()
+    assert "truncated30-active_set-frobenius-L" in line
+    assert "python -m pdunroll.evaluate experiment=smoke" in line
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from pdunroll.quality import KEY
 from pdunroll.report import inline
 from pdunroll.runs import write_json, write_table
 
@@ -33,12 +34,13 @@ def page(smoke, tmp_path_factory) -> Path:
     shutil.copytree(smoke, folder, dirs_exist_ok=True)
     outputs = folder / "outputs/smoke"
     write_table(outputs / "verdicts.csv", [
-        {"claim": f"claim-{number}", "primal_mask": "active_set", "verdict": verdict, "estimate": 0.5, "low": None,
-         "high": None, "unit": "%", "statement": f"Statement <{number}> & more.", "evidence": f"Evidence {number}."}
+        {"claim": f"claim-{number}", "primal_mask": "active_set", "step_norm": "frobenius", "verdict": verdict,
+         "estimate": 0.5, "low": None, "high": None, "unit": "%", "statement": f"Statement <{number}> & more.",
+         "evidence": f"Evidence {number}."}
         for number, verdict in enumerate(VERDICTS)
     ])  # fmt: skip
     write_table(outputs / "quality_summary.csv", [
-        {"restoration": "dct", "primal_mask": None, "cell": None, "metric": metric, "mean": 12.345, "sentences": 2}
+        {**dict.fromkeys(KEY), "restoration": "dct", "metric": metric, "mean": 12.345, "sentences": 2}
         for metric in ("sdr_db", "si_sdr_db", "stoi")
     ])  # fmt: skip
     shutil.rmtree(outputs / "audio", ignore_errors=True)
@@ -47,8 +49,8 @@ def page(smoke, tmp_path_factory) -> Path:
     for restoration in ("dct", "original"):
         soundfile.write(outputs / f"audio/0-{restoration}.wav", 0.5 * np.sin(np.arange(16000) / 9), 16000)
         entries.append({
-            "name": "a sentence", "restoration": restoration, "primal_mask": None, "cell": None,
-            "file": f"0-{restoration}.wav", "seconds": 1.0,
+            **dict.fromkeys(KEY), "name": "a sentence", "restoration": restoration, "seconds": 1.0,
+            "file": f"0-{restoration}.wav",
         })  # fmt: skip
     write_json(outputs / "audio/index.json", entries)
     done = command("report", "experiment=smoke", cwd=folder)
@@ -84,7 +86,7 @@ def test_every_part_is_there(page):
     reader = Reader(text)
     assert {"verdicts", "results", "figures", "operators", "speech", "origin"} <= set(reader.ids)
     assert reader.tags.count("audio") == 2
-    assert reader.tags.count("svg") == 6  # five figures and the training curves
+    assert reader.tags.count("svg") == 7  # six figures and the training curves
     assert "Statement &lt;1&gt; &amp; more." in text
     assert [*re.findall(r'class="verdict (\w+)"', text)] == ["holds", "fails", "undecided"]
     assert "12.345" in text

@@ -27,7 +27,7 @@ from pdunroll.errors import InputError
 from pdunroll.runs import write_json
 from pdunroll.speech import read_audio
 
-CELL = "full-active_set-L3-seed0"
+CELL = "full-active_set-frobenius-L3-seed0"
 RUN, PREPARED = f"multirun/smoke/{CELL}", "outputs/smoke/prepared"
 SMOKE = "experiment=smoke"
 
@@ -345,7 +345,7 @@ STATES = [
     ("evaluate", f"{RUN}/operator.npy", cut, ["operator.npy"]),
     ("evaluate", f"{RUN}/operator.npy", matrix(np.nan), ["operator.npy"]),
     ("evaluate", f"{RUN}/operator.npy", matrix(0.0), ["operator.npy"]),
-    ("theory", "multirun/smoke/full-active_set-L10-seed0/operator.npy", cut, ["operator.npy"]),
+    ("theory", "multirun/smoke/full-active_set-frobenius-L10-seed0/operator.npy", cut, ["operator.npy"]),
     ("quality", "multirun/smoke", lambda path: [cut(file) for file in path.glob("*/operator.npy")], ["operator.npy"]),
     ("figures", "outputs/smoke/evaluation.csv", Path.unlink, ["evaluation.csv", "pdunroll.evaluate"]),
     ("figures", "outputs/smoke/evaluation.csv", text("a,b\n1,2\n"), ["evaluation.csv"]),
@@ -354,8 +354,8 @@ STATES = [
     ("figures", "outputs/smoke/training.csv", column("seconds", "long"), ["training.csv", "seconds"]),
     ("figures", "outputs/smoke/provenance.json", text("{}"), ["provenance.json"]),
     ("verdicts", "outputs/smoke/optima.csv", column("optimum_mse", "x"), ["optima.csv", "optimum_mse"]),
-    ("verdicts", "outputs/smoke/errors/dct.npz", cut, ["dct.npz"]),
-    ("verdicts", "outputs/smoke/errors/dct.npz", Path.unlink, ["dct.npz"]),
+    ("verdicts", "outputs/smoke/errors/dct-frobenius.npz", cut, ["dct-frobenius.npz"]),
+    ("verdicts", "outputs/smoke/errors/dct-frobenius.npz", Path.unlink, ["dct-frobenius.npz"]),
     ("report", "outputs/smoke/evaluation.csv", column("mse", "high"), ["evaluation.csv", "mse"]),
     ("dashboard", "outputs/smoke/evaluation.csv", column("l_inference", "x"), ["evaluation.csv", "l_inference"]),
 ]  # fmt: skip
@@ -386,10 +386,10 @@ def test_installed_without_the_repository(call, tmp_path, monkeypatch):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 10 MB."""
+    """A file system of 20 MB."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=10m", "tmpfs", folder]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", folder]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("mounting a file system is not allowed here")
     yield folder

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from conftest import command
+from pdunroll.engine import compiled_loops
 from test_chain import CELLS, table
 
 HERE = Path(__file__).parent
@@ -44,7 +45,7 @@ def test_another_seed_gives_another_operator(smoke, tmp_path):
 
 
 def test_the_smoke_table_is_the_published_one(smoke):
-    key = ("backprop", "primal_mask", "l_training", "seed", "b", "l_inference")
+    key = ("backprop", "primal_mask", "step_norm", "l_training", "seed", "b", "l_inference")
     ours = {
         tuple(row[name] for name in key): float(row["mse"]) for row in table(smoke / "outputs/smoke/evaluation.csv")
     }
@@ -55,9 +56,9 @@ def test_the_smoke_table_is_the_published_one(smoke):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("library", ["plain", "onednn"])
-def test_the_demo_table_is_the_published_one(tmp_path, monkeypatch, library):
-    monkeypatch.setenv("PDUNROLL_LIBRARY", library)  # that rounding differs, as between machines
+@pytest.mark.parametrize("product", [*compiled_loops()[1], "torch"])
+def test_the_demo_table_is_the_published_one(tmp_path, monkeypatch, product):
+    monkeypatch.setenv("PDUNROLL_PRODUCT", product)  # that rounding differs, as between machines
     for name, arguments in (("prepare", ()), ("train", ("-m",)), ("evaluate", ())):
         done = command(name, *arguments, "experiment=demo", "tracking=off", cwd=tmp_path)
         assert done.returncode == 0, done.stderr

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from conftest import command
@@ -42,12 +43,13 @@ def test_it_says_time_and_room_beforehand_and_keeps_to_the_room(smoke):
 
 def test_a_failed_training_lets_the_others_go_on(prepared, call):
     done = command(
-        "train", *ARGUMENTS, "backprop=full", "network.iterations=3", "prepared=outputs/smoke/prepared",
-        "optimization.learning_rate=1e-4,1e30,3", "name=rate${optimization.learning_rate}", cwd=prepared,
+        "train", *ARGUMENTS, "backprop=full", "network.iterations=3", "network.step_norm=spectral",
+        "prepared=outputs/smoke/prepared",
+            "optimization.learning_rate=1e-4,1e30,3", "name=rate${optimization.learning_rate}", cwd=prepared,
     )  # fmt: skip
     assert done.returncode == 1
     assert "Traceback" not in done.stdout + done.stderr
-    cell = "full-active_set-L3-seed0"
+    cell = "full-active_set-spectral-L3-seed0"
     rows = {name: table(prepared / f"multirun/rate{name}/sweep.csv")[0] for name in ("0.0001", "1e+30", "3.0")}
     assert {name: row["status"] for name, row in rows.items()} == {
         "0.0001": "finished", "1e+30": "failed", "3.0": "failed",
@@ -68,7 +70,9 @@ def test_a_failed_training_lets_the_others_go_on(prepared, call):
 def test_two_trainings_of_one_folder_are_refused(prepared):
     done = command("train", *ARGUMENTS, "optimization.learning_rate=1e-4,1e-3", cwd=prepared)
     assert done.returncode == 2
-    assert done.stderr.startswith("pdunroll: two trainings of the sweep would go to multirun/smoke/full-active_set-L3-")
+    assert done.stderr.startswith(
+        "pdunroll: two trainings of the sweep would go to multirun/smoke/full-active_set-frobenius-L3-"
+    )
     assert "`name`" in done.stderr
     assert not list((prepared / "multirun").rglob("run.json"))
 
@@ -103,8 +107,8 @@ def test_an_interrupt_ends_at_once_and_the_same_command_goes_on(prepared, mode):
     assert "Traceback" not in rest
     done = command("train", *arguments, "experiment=smoke", "tracking=off", cwd=prepared)
     assert done.returncode == 0
-    assert "full-active_set-L10-seed0  step 4 of 640" not in done.stdout
-    assert "full-active_set-L10-seed0  step 640 of 640" in done.stdout
+    assert "full-active_set-frobenius-L10-seed0  step 4 of 640" not in done.stdout
+    assert "full-active_set-frobenius-L10-seed0  step 640 of 640" in done.stdout
 
 
 def test_the_second_process_in_a_cell_waits(prepared):
@@ -121,3 +125,25 @@ def test_the_second_process_in_a_cell_waits(prepared):
         assert not (cell / "run.json").exists()
     assert "step 16 of 16" in process.communicate()[0]
     assert process.returncode == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="processes have no parent to look for")
+def test_workers_end_when_their_parent_was_killed(prepared):
+    arguments = ("-m", "network.iterations=10", "optimization.epochs=800", "backprop=full,truncated")
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-m", "pdunroll.train", *arguments, "experiment=smoke", "tracking=off"],
+        cwd=prepared, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+    for line in process.stdout:
+        if "step 16 of" in line:
+            break
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert len(children) >= 2
+    os.kill(process.pid, signal.SIGKILL)
+    process.stdout.close()
+    process.wait()
+    gone, alive = psutil.wait_procs(children, timeout=20)
+    for child in alive:
+        child.kill()
+    assert not alive
+    assert len(gone) == len(children)

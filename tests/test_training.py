@@ -21,7 +21,7 @@ from pdunroll.config import Optimization
 from pdunroll.errors import DivergenceError
 from pdunroll.frames import Frames
 from pdunroll.network import UnrolledNetwork
-from pdunroll.training import FrameData, draw, fit
+from pdunroll.training import FrameData, fit, shuffled
 
 N, BITS = 16, 3
 
@@ -35,10 +35,9 @@ def frames(count: int, seed: int) -> Frames:
     return Frames(truth, quantize(truth, BITS), np.zeros(count, dtype=np.int64))
 
 
-def network(backprop=None, rows: int = N) -> UnrolledNetwork:
-    return UnrolledNetwork(
-        rows=rows, frame_length=N, radius=2.0**-BITS, iterations=4, backprop=backprop or Full(primal_mask="released")
-    )
+def network(backprop=None, rows: int = N, iterations: int = 4) -> UnrolledNetwork:
+    strategy = backprop or Full(primal_mask="released")
+    return UnrolledNetwork(rows=rows, frame_length=N, radius=2.0**-BITS, iterations=iterations, backprop=strategy)
 
 
 def options(**changes) -> Optimization:
@@ -60,7 +59,7 @@ def test_equals_a_bare_loop(tmp_path):
     adam = torch.optim.Adam([operator], lr=1e-3)
     step, total = 0, 2 * math.ceil(52 / 8)
     for number in range(2):
-        for chunk in draw(52, None, seed=number).split(8):
+        for chunk in shuffled(52, None, seed=number).split(8):
             adam.param_groups[0]["lr"] = 1e-3 + (1e-8 - 1e-3) * step / total
             adam.zero_grad()
             y_hat = unroll(operator, x[chunk], radius=2.0**-BITS, iterations=4, backprop=Full(primal_mask="released"))
@@ -90,7 +89,7 @@ def test_history_has_a_row_before_the_first_step_and_one_each_validation(tmp_pat
     with (tmp_path / "training.csv").open() as file:
         assert [int(row["step"]) for row in csv.DictReader(file)] == [0, 3, 7, 10, 14]
     y, x = module.trainer.datamodule.validation.truth, module.trainer.datamodule.validation.observation
-    chosen = draw(30, 20, seed=0)
+    chosen = shuffled(30, None, seed=0)[:20]
     start = unroll(network().operator.detach(), x[chosen], radius=2.0**-BITS, iterations=4)
     assert history.rows[0]["validation_mse"] == pytest.approx(float((start - y[chosen]).square().mean()), rel=1e-6)
 
@@ -110,7 +109,7 @@ def test_times_leave_validation_out(tmp_path, monkeypatch):
 
 
 def test_keeps_the_best_operator_not_the_last(tmp_path):
-    module, history = trained(tmp_path, options(learning_rate=0.3, final_learning_rate=0.3, epochs=1))
+    module, history = trained(tmp_path, options(learning_rate=0.2, final_learning_rate=0.2, epochs=1))
     errors = [row["validation_mse"] for row in history.rows]
     best = int(np.argmin(errors))
     assert best != len(errors) - 1, "the rate is meant to be too high"
@@ -136,7 +135,7 @@ def test_an_operator_that_went_wrong_is_noticed_at_the_next_step(tmp_path, broke
     class Breaking(Full):
         calls = 0
 
-        def gradient(self, algorithm, operator, kept, iterations, grad):
+        def gradient(self, engine, operator, kept, iterations, grad):
             Breaking.calls += 1
             if Breaking.calls == 3:
                 broken(operator.data)
@@ -152,7 +151,7 @@ def test_an_operator_that_went_wrong_is_noticed_at_the_next_step(tmp_path, broke
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_gradient_that_went_wrong_is_noticed_at_the_step(tmp_path, value):
     class Broken(Full):
-        def gradient(self, algorithm, operator, kept, iterations, grad):
+        def gradient(self, engine, operator, kept, iterations, grad):
             return torch.full_like(operator, value)
 
     with pytest.raises(
@@ -163,14 +162,14 @@ def test_a_gradient_that_went_wrong_is_noticed_at_the_step(tmp_path, value):
 
 def test_an_operator_that_restores_nothing_is_noticed_at_the_validation(tmp_path):
     class Wild(Full):
-        def gradient(self, algorithm, operator, kept, iterations, grad):
+        def gradient(self, engine, operator, kept, iterations, grad):
             operator.data.copy_(torch.eye(N))  # all samples are to be small
             return torch.zeros_like(operator)
 
     data = FrameData(frames(52, 0), frames(30, 1), options(), 0)
     unrestored = float((data.validation.observation - data.validation.truth).square().mean())
     with pytest.raises(DivergenceError, match=r"validation MSE \S+, \S+ at the start") as caught:
-        trained(tmp_path, options(), network(Wild()))
+        trained(tmp_path, options(), network(Wild(), iterations=20))
     found = float(str(caught.value).split("validation MSE ")[1].split(",")[0])
     assert found > unrestored
 
@@ -196,7 +195,69 @@ def test_order_depends_on_seed_and_pass_only(tmp_path):
     assert torch.equal(first.network.operator, again.network.operator)
     assert not torch.equal(first.network.operator, other.network.operator)
     assert first.global_step == 6
-    assert not torch.equal(draw(52, None, seed=0), draw(52, None, seed=1))
+    assert not torch.equal(shuffled(52, None, seed=0), shuffled(52, None, seed=1))
+
+
+@pytest.mark.parametrize("population", [1, 2, 52, 1000])
+@pytest.mark.parametrize("buffer", [None, 1, 2, 7, 51, 52, 1000])
+def test_the_order_is_a_permutation(population, buffer):
+    order = shuffled(population, buffer, seed=5)
+    assert order.dtype == torch.int64
+    assert sorted(order.tolist()) == list(range(population))
+    assert torch.equal(order, shuffled(population, buffer, seed=5))
+
+
+@pytest.mark.parametrize("buffer", [1, 2, 7, 100, 999])
+def test_with_a_buffer_no_frame_is_drawn_before_it_is_held(buffer):
+    order = shuffled(1000, buffer, seed=5)
+    early = order - torch.arange(1000)  # how many places before its own each frame appears
+    assert int(early.max()) < buffer
+    assert buffer == 1 or int(early.max()) > 0.5 * (buffer - 1)  # the buffer is used
+    assert buffer > 1 or torch.equal(order, torch.arange(1000))
+
+
+@pytest.mark.parametrize("buffer", [None, 7, 100])
+def test_other_seeds_give_other_orders(buffer):
+    orders = [shuffled(500, buffer, seed=seed) for seed in range(4)]
+    assert len({tuple(order.tolist()) for order in orders}) == 4
+
+
+@pytest.mark.parametrize("buffer", [52, 53, 10**9])
+def test_a_buffer_that_holds_all_frames_is_none(buffer):
+    assert torch.equal(shuffled(52, buffer, seed=3), shuffled(52, None, seed=3))
+
+
+def test_each_held_frame_is_as_likely_to_be_drawn():
+    first = torch.stack([shuffled(50, 5, seed=seed)[0] for seed in range(2000)])
+    counts = torch.bincount(first, minlength=50)
+    assert int(counts[5:].sum()) == 0
+    assert ((counts[:5] - 400).abs() < 4 * (2000 * 0.2 * 0.8) ** 0.5).all()  # four standard deviations
+
+
+def test_a_pass_takes_its_frames_in_the_order_of_the_buffer(tmp_path):
+    taken = []
+
+    class Watching(Full):
+        def gradient(self, engine, operator, kept, iterations, grad):
+            taken.append(kept[0])  # x
+            return super().gradient(engine, operator, kept, iterations, grad)
+
+    trained(tmp_path, options(shuffle_buffer=5), network(Watching()), seed=1)
+    observation = torch.from_numpy(frames(52, 0).observation)
+    for number in range(2):
+        order = shuffled(52, 5, seed=(1 << 20) + number)
+        assert torch.equal(torch.cat(taken[7 * number : 7 * number + 7]), observation[order])
+
+
+def test_epsilon_reaches_the_optimizer(tmp_path):
+    operators = {}
+    for epsilon in (1e-8, 1e-7, 1.0):
+        module, _ = trained(tmp_path / str(epsilon), options(adam_epsilon=epsilon))
+        (group,) = module.optimizers().param_groups
+        assert group["eps"] == epsilon
+        operators[epsilon] = module.network.operator.detach() - network().operator.detach()
+    assert not torch.equal(operators[1e-8], operators[1e-7])
+    assert operators[1.0].norm() < 0.5 * operators[1e-8].norm()  # gradients below it move less
 
 
 ARGUMENTS = (
@@ -217,7 +278,7 @@ def test_a_killed_training_goes_on_bit_for_bit(smoke, tmp_path):
     for name in ("undisturbed", "killed"):
         folder = tmp_path / name
         shutil.copytree(smoke / "outputs/smoke/prepared", folder / "outputs/smoke/prepared")
-        cells[name] = folder / "outputs/smoke/truncated30-active_set-L40-seed3"
+        cells[name] = folder / "outputs/smoke/truncated30-active_set-frobenius-L40-seed3"
     process = start(tmp_path / "killed")
     for line in process.stdout:
         if "step 80 of 192" in line:

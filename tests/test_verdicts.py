@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 
 from pdunroll.interpretability_claims import arrival
-from pdunroll.runs import read_table, write_table
+from pdunroll.runs import KEY, read_table, write_table
 from pdunroll.verdicts import comparable
 
 DEPTHS = (10, 20, 40, 100, 200, 500)
 GRID = sorted({*np.unique(np.geomspace(1, 10_000, 60).round().astype(int)).tolist(), *DEPTHS})
-COLUMNS = ["claim", "primal_mask", "verdict", "estimate", "low", "high", "unit", "statement", "evidence"]
+COLUMNS = [
+    "claim", "primal_mask", "step_norm", "verdict", "estimate", "low", "high", "unit", "statement", "evidence",
+]  # fmt: skip
 DCT = 1.2e-3
 
 
@@ -50,7 +52,7 @@ def curve(world: World, mode: str, depth: int, final: float) -> np.ndarray:
     return mse
 
 
-def build(folder: Path, world: World, mask: str = "active_set") -> Path:
+def build(folder: Path, world: World, mask: str = "active_set", norm: str = "frobenius") -> Path:
     """Write all tables of a made-up experiment."""
     generator = np.random.default_rng(11)
     frames = generator.lognormal(size=world.frames)
@@ -67,17 +69,20 @@ def build(folder: Path, world: World, mask: str = "active_set") -> Path:
         )  # fmt: skip
         means = errors.mean(axis=1, dtype=np.float64)
         tables["evaluation"] += [{**key, "l_inference": l, "mse": m} for l, m in zip(GRID, means, strict=True)]
-        tables["optima"].append({**key, "optimum_mse": (optimum * own[-1]).mean(), "certified": 1.0})
+        mean = (optimum * own[-1]).mean()
+        tables["optima"].append({**key, "optimum_mse": mean, "validation_optimum_mse": mean, "certified": 1.0})
 
-    blank = dict.fromkeys(("primal_mask", "l_training", "seed", "b"))
-    add("dct", {"backprop": "dct", **blank}, DCT * (1 + 0.1 / np.asarray(GRID)), DCT)
+    blank = dict.fromkeys(KEY)
+    quantized = {**blank, "backprop": "none"}
+    tables["evaluation"] += [{**quantized, "l_inference": l, "mse": 2 * DCT} for l in GRID]
+    add(f"dct-{norm}", {**blank, "backprop": "dct", "step_norm": norm}, DCT * (1 + 0.1 / np.asarray(GRID)), DCT)
     for mode in world.modes:
         for depth, final in zip(world.depths, getattr(world, mode), strict=True):
             for seed in world.seeds:
                 b = 30 if mode == "truncated" else None
-                key = {"backprop": mode, "primal_mask": mask, "l_training": depth, "seed": seed, "b": b}
+                key = dict(zip(KEY, (mode, mask, norm, depth, seed, b), strict=True))
                 mse = 1e-3 * curve(world, mode, depth, final) * (1 + world.spread * generator.normal())
-                add(f"{mode}{b or ''}-{mask}-L{depth}-seed{seed}", key, mse, mse[-1] * (1 - world.unfinished))
+                add(f"{mode}{b or ''}-{mask}-{norm}-L{depth}-seed{seed}", key, mse, mse[-1] * (1 - world.unfinished))
                 seconds = 2 * depth if mode == "full" else world.seconds * (depth + 30)
                 best = 0 if (mode, depth) in world.untrained else 7
                 tables["training"].append({**key, "validation_mse": final, "best_step": best, "seconds": seconds})
@@ -94,13 +99,14 @@ def build(folder: Path, world: World, mask: str = "active_set") -> Path:
             folder / "benchmark/memory.csv", [{"mode": m, "batch": 32, "l": l, "peak_mb": p} for m, l, p in rows]
         )
     if world.theory:
-        theory(folder / "theory", mask)
+        theory(folder / "theory", mask, norm)
     return folder
 
 
 def theory(
-    folder: Path, mask: str, decaying: int = 60, stuck: int = 0, settled: int = 60, error: float = 0.05,
-    cosines: tuple[float, float] = (0.9, 0.5), left: float = 1e-6, operators: tuple[str, ...] = ("dct", "cell"),
+    folder: Path, mask: str, norm: str = "frobenius", decaying: int = 60, stuck: int = 0, settled: int = 60,
+    error: float = 0.05, cosines: tuple[float, float] = (0.9, 0.5), left: float = 1e-6,
+    operators: tuple[str, ...] = ("dct", "cell"),
 ) -> None:  # fmt: skip
     """Tables of `pdunroll.theory` on 64 frames: how many decay, stay in a kernel, settle; how near all comes."""
     tables: dict[str, list] = {"fits": [], "fidelity": [], "decay": [], "settling": []}
@@ -109,6 +115,7 @@ def theory(
             in_kernel = decaying <= frame < decaying + stuck
             row = {
                 "operator": name,
+                "step_norm": norm,
                 "primal_mask": mask,
                 "frame": frame,
                 "kernel_primal": 0,
@@ -116,8 +123,10 @@ def theory(
             }
             tables["fits"].append({**row, "holds": int(frame < decaying)})
             last = 400 if frame < settled else 900
-            tables["settling"].append({"operator": name, "frame": frame, "settled_after": last, "of": 1000})
-        own = {"operator": name, "primal_mask": mask}
+            tables["settling"].append(
+                {"operator": name, "step_norm": norm, "frame": frame, "settled_after": last, "of": 1000}
+            )
+        own = {"operator": name, "step_norm": norm, "primal_mask": mask}
         for l, b, found, cosine in ((10, None, 1.0, 0.1), (1000, None, error, cosines[1]), (1000, 30, 0.5, cosines[0])):
             kind = "truncated" if b else "full"
             row = {**own, "backprop": kind, "l": l, "b": b, "limit_error": found, "limit_cosine": cosine}
@@ -163,7 +172,7 @@ def test_all_claims_hold_where_they_were_made_to(judged):
     assert len(rows) == 25
     for row in rows.values():
         assert row["low"] <= row["estimate"] <= row["high"]
-        assert row["primal_mask"] == "active_set"
+        assert (row["primal_mask"], row["step_norm"]) == ("active_set", "frobenius")
         assert row["statement"].endswith(".")
         assert row["evidence"].endswith(".")
         assert row["unit"]
@@ -233,7 +242,7 @@ def test_figure_3(judged, claims, world, verdict):
         ("best-is-slowest", BASE._replace(slow=("full", 40)), "does not hold"),
         ("best-is-slowest", BASE._replace(truncated=swapped(BASE.full, L500=0.85), noise=0.2), "undecided"),
         ("best-is-slowest", BASE._replace(modes=("full",), depths=(40,), full=(1,)), "undecided"),
-        ("optimality-is-optimal", BASE._replace(unfinished=0.05), "does not hold"),
+        ("iterations-reach-optimum", BASE._replace(unfinished=0.05), "does not hold"),
         ("truncated-costs-less-time", BASE._replace(seconds=1.6), "does not hold"),
         ("truncated-costs-less-time", BASE._replace(seconds=0.5), "does not hold"),
         ("truncated-costs-less-time", BASE._replace(seconds=1.2), "holds"),
@@ -317,7 +326,7 @@ def test_masks_are_judged_apart_and_the_text_has_all(call, tmp_path):
     other = build(tmp_path / "other", BASE._replace(truncated=BASE.full), mask="released")
     for name in ("evaluation", "optima", "training"):
         path = tmp_path / f"outputs/made/{name}.csv"
-        more = [row for row in read_table(other / f"{name}.csv", "") if row["backprop"] != "dct"]
+        more = [row for row in read_table(other / f"{name}.csv", "") if row["backprop"] not in ("dct", "none")]
         write_table(path, read_table(path, "") + more)
     for path in (other / "errors").glob("*released*"):
         shutil.copy(path, tmp_path / "outputs/made/errors")
@@ -335,6 +344,72 @@ def test_masks_are_judged_apart_and_the_text_has_all(call, tmp_path):
         assert row["statement"] in words
         assert row["evidence"] in words
     assert max(map(len, text.splitlines())) <= 130
+
+
+def joined(folder: Path, other: Path, *, keep_dct: bool) -> None:
+    """Add the tables and errors of a made-up experiment to those of another."""
+    for path in [folder / f"{name}.csv" for name in ("evaluation", "optima", "training", *THEORY)]:
+        more = read_table(other / path.relative_to(folder), "")
+        known = ("none",) if keep_dct else ("none", "dct")
+        write_table(path, read_table(path, "") + [row for row in more if row.get("backprop") not in known])
+    for path in (other / "errors").iterdir():
+        shutil.copy(path, folder / "errors")
+
+
+THEORY = ("theory/fits", "theory/fidelity", "theory/decay", "theory/settling")
+
+
+def test_norms_are_judged_apart_each_against_its_own_dct(call, tmp_path):
+    folder = build(tmp_path / "outputs/made", BASE)
+    other = build(tmp_path / "other", BASE._replace(truncated=BASE.full, theory=True), norm="spectral")
+    joined(folder, other, keep_dct=True)
+    outcome = call("verdicts", "name=made", "verdicts.resamples=200")
+    assert outcome.status == 0, outcome.err
+    rows = read_table(folder / "verdicts.csv", "")
+    found = {(row["claim"], row["step_norm"]): row["verdict"] for row in rows}
+    assert len(found) == len(rows) == 2 * 25
+    claim = "regime3-truncated-better-optimality"
+    assert (found[claim, "frobenius"], found[claim, "spectral"]) == ("holds", "does not hold")
+    for name in ("limit-assumption", "kernel-limit", "masks-settle"):
+        assert found[name, "frobenius"] == found[name, "spectral"] == "holds"
+    lines = outcome.out.splitlines()
+    (number,) = [number for number, line in enumerate(lines) if line.split()[:1] == ["claim"]]
+    assert lines[number - 1].split() == ["active_set", "active_set"]
+    assert lines[number].split() == ["claim", "frobenius", "spectral"]
+    (line,) = [line for line in lines[number:] if line.startswith(f"{claim} ")]
+    assert line.split(maxsplit=1)[1] == f"{'holds':<16}does not hold"
+    (folder / "errors/dct-spectral.npz").unlink()
+    refused(call("verdicts", "name=made"), "dct-spectral.npz", "missing", "pdunroll.evaluate")
+
+
+def test_the_norm_that_the_theory_was_not_measured_with_is_left_open(judged):
+    rows = judged(BASE, change=lambda folder: theory(folder / "theory", "active_set", "spectral"))
+    for claim in ("limit-assumption", "limit-reached", "truncated-nearer-limit", "masks-settle", "kernel-limit"):
+        assert rows[claim]["verdict"] == "undecided"
+        assert "this mask and norm" in rows[claim]["evidence"]
+
+
+def test_the_best_of_each_inference_is_that_of_its_own_validation(judged):
+    """After L iterations L = 500 validates best, at the optimum L = 200, of both modes."""
+
+    def change(folder: Path) -> None:
+        for name, column, best in (("training", "validation_mse", 500), ("optima", "validation_optimum_mse", 200)):
+            rows = read_table(folder / f"{name}.csv", "")
+            write_table(
+                folder / f"{name}.csv", [{**row, column: 0.1 if row["l_training"] == best else 1.0} for row in rows]
+            )
+
+    rows = judged(BASE, change=change)
+    for kind, best in (("classical", 500), ("optimality", 200)):
+        named = rows[f"truncated-outperforms-full-{kind}"]["evidence"]
+        assert f"truncated L = {best} over full L = {best}" in named
+
+
+@pytest.mark.parametrize("name", THEORY)
+def test_theory_tables_from_before_the_norm_are_refused(call, tmp_path, name):
+    path = build(tmp_path / "outputs/made", BASE) / f"{name}.csv"
+    write_table(path, [{key: row[key] for key in row if key != "step_norm"} for row in read_table(path, "")])
+    refused(call("verdicts", "name=made"), f"{name}.csv", "step_norm", "pdunroll.theory name=made")
 
 
 def test_the_same_seed_gives_the_same_bytes(call, tmp_path):
@@ -369,7 +444,19 @@ def test_only_trainings_with_the_same_seeds_are_compared():
 def test_arrival_of_a_known_curve():
     grid = np.arange(1, 1001)
     mse = np.stack([1 + 5 / grid, np.ones(1000), 1 - 2 / grid], axis=1)
-    assert arrival(grid.tolist(), mse / mse[-1] * 1.0, 0.01) == pytest.approx([5 / 0.01505, 1, 2 / 0.01198], rel=0.01)
+    assert arrival(grid.tolist(), mse, np.ones(3), 0.01) == pytest.approx([500, 1, 200], rel=0.01)
+    # the optimum is what counts, not the last error
+    assert arrival(grid.tolist(), mse / mse[-1], 1 / mse[-1], 0.01) == pytest.approx([500, 1, 200], rel=0.01)
+    assert arrival([1, 10, 100], np.array([[1.1], [1.1], [1.0]]), np.ones(1), 0.05) == pytest.approx([10 * 10**0.5])
+
+
+def test_a_curve_that_does_not_arrive_counts_as_arriving_at_its_end():
+    grid = [1, 10, 100, 1000]
+    far, leaves = np.array([3.0, 2.0, 1.5, 1.2]), np.array([1.0, 1.0, 1.0, 1.2])
+    below, just = np.array([0.5, 0.6, 0.7, 0.8]), np.array([3.0, 2.0, 1.5, 1.0999])
+    found = arrival(grid, np.stack([far, leaves, below, just], axis=1), np.ones(4), 0.1)
+    assert found[:3] == pytest.approx([1000, 1000, 1000])
+    assert 100 < found[3] < 1000
 
 
 # ---------------------------------------------------------------- the command line
@@ -409,8 +496,8 @@ def test_missing_tables(call, tmp_path, name):
 
 def test_errors_that_are_missing_damaged_or_of_another_run(call, tmp_path):
     folder = build(tmp_path / "outputs/made", BASE)
-    path, other = (folder / f"errors/{mode}-active_set-L10-seed0.npz" for mode in ("full", "truncated30"))
-    shutil.copy(folder / "errors/full-active_set-L500-seed0.npz", path)
+    path, other = (folder / f"errors/{mode}-active_set-frobenius-L10-seed0.npz" for mode in ("full", "truncated30"))
+    shutil.copy(folder / "errors/full-active_set-frobenius-L500-seed0.npz", path)
     refused(call("verdicts", "name=made"), path.name, "evaluation.csv", "pdunroll.evaluate")
     path.write_bytes(other.read_bytes()[:500])
     refused(call("verdicts", "name=made"), path.name, "pdunroll.evaluate")
@@ -421,7 +508,9 @@ def test_errors_that_are_missing_damaged_or_of_another_run(call, tmp_path):
 def test_bad_borders_and_nothing_to_judge(call, tmp_path):
     folder = build(tmp_path / "outputs/made", BASE)
     refused(call("verdicts", "name=made", "figures.regime_borders=[35]"), "figures.regime_borders")
-    write_table(
-        folder / "training.csv", [{**row, "backprop": "implicit"} for row in read_table(folder / "training.csv", "")]
-    )
+    for name in ("evaluation", "optima", "training"):
+        rows = read_table(folder / f"{name}.csv", "")
+        for row in rows:
+            row["backprop"] = row["backprop"] if row["backprop"] in ("dct", "none") else f"my-{row['backprop']}"
+        write_table(folder / f"{name}.csv", rows)
     refused(call("verdicts", "name=made"), "training.csv", "full or truncated")

@@ -78,6 +78,7 @@ class Problem(NamedTuple):
     truth: Tensor  # y  (B, n)
     observation: Tensor  # x  (B, n)
     radius: float
+    step_norm: str = "frobenius"
 
 
 def problem(config: Config, count: int) -> Problem:
@@ -95,7 +96,7 @@ def problem(config: Config, count: int) -> Problem:
     hard = (~trivial(Dequantization(half_step), observation)).nonzero()[:, 0]
     chosen = hard.repeat(-(-count // len(hard)))[:count]
     operator = dct_operator(config.network.rows or config.data.frame_length, config.data.frame_length)
-    return Problem(operator.requires_grad_(), truth[chosen], observation[chosen], half_step)
+    return Problem(operator.requires_grad_(), truth[chosen], observation[chosen], half_step, config.network.step_norm)
 
 
 def training_step(problem: Problem, depth: int, backprop: Backprop) -> Step:
@@ -104,10 +105,10 @@ def training_step(problem: Problem, depth: int, backprop: Backprop) -> Step:
 
     from pdunroll.backprop import unroll
 
-    operator, y, x, radius = problem
+    operator, y, x, radius, step_norm = problem
 
     def step() -> Tensor:
-        restored = unroll(operator, x, radius=radius, iterations=depth, backprop=backprop)
+        restored = unroll(operator, x, radius=radius, iterations=depth, backprop=backprop, step_norm=step_norm)
         return torch.autograd.grad(0.5 * (restored - y).square().sum(), operator)[0]
 
     return step
@@ -119,8 +120,8 @@ def autograd_step(problem: Problem, depth: int, *, compiled: bool = False) -> St
 
     from pdunroll.chambolle_pock import chambolle_pock
 
-    K, y, x, eta = problem
-    algorithm = chambolle_pock(K, radius=eta)
+    K, y, x, eta, step_norm = problem
+    algorithm = chambolle_pock(K, radius=eta, step_norm=step_norm)
     sigma, tau = algorithm.sigma, algorithm.tau
 
     def iteration(primal: Tensor, extrapolated: Tensor, dual: Tensor, K: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -236,9 +237,8 @@ def peak(config: Config, mode: str, batch: int, depth: int) -> float:
     n = config.data.frame_length
     operator = dct_operator(config.network.rows or n, n).requires_grad_()
     truth = torch.rand(batch, n) - 0.5  # reading files would raise the peak before
-    given = Problem(
-        operator, truth, quantizer.quantize(truth, bits=config.data.bits), quantizer.radius(config.data.bits)
-    )
+    bits = config.data.bits
+    given = Problem(operator, truth, quantizer.quantize(truth, bits), quantizer.radius(bits), config.network.step_norm)
 
     def make(depth: int) -> Step:
         if mode == CHECKPOINTS:
@@ -346,7 +346,10 @@ def network(config: Config) -> Any:
 
     n = config.data.frame_length
     rows = config.network.rows or n
-    return UnrolledNetwork(rows=rows, frame_length=n, radius=radius(config.data.bits), iterations=1, backprop=Full())
+    return UnrolledNetwork(
+        rows=rows, frame_length=n, radius=radius(config.data.bits), iterations=1, backprop=Full(),
+        step_norm=config.network.step_norm,
+    )  # fmt: skip
 
 
 def side_by_side(config: Config, jobs: int) -> list[Row]:
@@ -373,7 +376,7 @@ def on_gpu(config: Config, device: str = "cuda") -> list[Row]:
     for batch in config.benchmark.batches:
         given = problem(config, batch)
         K, y, x = (tensor.detach().to(device) for tensor in given[:3])
-        algorithm = chambolle_pock(K, radius=given.radius)
+        algorithm = chambolle_pock(K, radius=given.radius, step_norm=given.step_norm)
         kinds = {"by graphs": GraphedEngine(algorithm), "kernel by kernel": Engine(algorithm)}
         rate = product_rate(*K.shape, device)
         for mode, backprop in {"full": Full(), "truncated": Truncated(iterations=B_TRUNCATED)}.items():

@@ -12,7 +12,8 @@ import io
 import logging
 import platform
 import subprocess
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
@@ -27,7 +28,8 @@ from pdunroll.config import Config
 from pdunroll.errors import InputError
 from pdunroll.frames import read_manifest
 from pdunroll.processes import command
-from pdunroll.runs import atomic, digest, read_json, source_digest, write_json
+from pdunroll.runs import atomic, digest, read_array, read_json, read_record, source_digest, write_json
+from pdunroll.schema import Record
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +47,7 @@ def identify(config: Config) -> dict[str, Any]:
         if manifest["settings"][key] != value:
             raise InputError(
                 f"{config.prepared} was prepared with data.{key}={manifest['settings'][key]}, not {value}; "
-                "run `python -m pdunroll.prepare` with the same settings first"
+                f"run `{command('prepare')}` first"
             )
     return {
         "settings": {
@@ -87,7 +89,7 @@ class Cell:
     def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
         self.folder, self.identity, self.digest = folder, identity, digest(identity)
         path = folder / RECORD
-        self.record = read_json(path, ("status", "digest")) if path.is_file() else {}
+        self.record = read_json(path, kind=Record) if path.is_file() else {}
 
     @property
     def finished(self) -> bool:
@@ -99,15 +101,15 @@ class Cell:
         return self.record.get("digest") == self.digest
 
     def begin(self) -> None:
-        """Keep what an interrupted training of just this kind has left; clear what any other has.
-
-        Raises `InputError` naming a file of these names that no training has left.
-        """
+        """Keep what an interrupted training of just this kind has left; clear what any other has."""
+        results = [self.folder / name for name in (OPERATOR, "training.csv", "last.ckpt")]
+        if not self.record and (found := next((path for path in results if path.exists()), None)):
+            raise InputError(
+                f"{found} is there, but no {RECORD} beside it: this command did not write it; move it away"
+            )
         if not self._same:
-            for name in (OPERATOR, "training.csv", "last.ckpt", RECORD):  # the record last: it says whose they are
-                if not self.record and (self.folder / name).exists():
-                    raise InputError(f"{self.folder / name} is of no training ({RECORD} is missing); move it away")
-                (self.folder / name).unlink(missing_ok=True)
+            for path in (*results, self.folder / RECORD):  # the record last: what is left of a kill is known as ours
+                path.unlink(missing_ok=True)
         if not self._same or self.record["status"] != "training":
             self._write("training", None)
 
@@ -158,19 +160,15 @@ def finished_cells(runs: Path, wanted: dict[str, Any], name: str) -> list[tuple[
     again = command("train", name, "-m")
     cells, older = [], []
     for path in sorted(runs.glob(f"*/{RECORD}")):
-        record = read_json(path, ("status", "settings", "data", "code"))
+        record = read_record(path)
         if record["status"] != "finished":
-            what = {"training": "is not finished", "failed": "has failed"}.get(record["status"], "is damaged")
+            what = "is not finished" if record["status"] == "training" else "has failed"
             log.warning("%s %s and is left out; `%s` goes on with it", path.parent, what, again)
             continue
-        try:
-            other = _differing(record, wanted)
-            if record["code"] != training_code(record["settings"]["backprop"]):
-                older.append(path.parent.name)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{path} is damaged ({error}); remove {path.parent} and run `{again}` again") from None
-        if other:
+        if other := _differing(record, wanted):
             raise InputError(f"{path.parent} was trained with {other}; run `{again}` again, or remove it")
+        if record["code"] != training_code(record["settings"]["backprop"]):
+            older.append(path.parent.name)
         cells.append((path.parent, record))
     if not cells:
         raise InputError(f"{runs} holds no finished training; run `{again}` first")
@@ -192,16 +190,18 @@ def _differing(record: dict[str, Any], wanted: dict[str, Any]) -> str | None:
         "backprop": own["backprop"],
         "network": {**common["network"], **free},
     }
-    cell_key(record), record["results"]["validation_mse"], record["results"]["seconds"]  # what the tables need
     return difference({**record, "code": None}, {**wanted, "settings": expected, "code": None})
 
 
-def difference(then: dict[str, Any], now: dict[str, Any]) -> str | None:
+def difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     """Name the first difference of two identities, such as "network.rows=3, not 4"; None if there is none."""
     if then["settings"] != now["settings"]:
-        one, other = flat(then["settings"]), flat(now["settings"])
-        name = next(name for name in (*one, *other) if one.get(name) != other.get(name))
-        return f"{name}={one.get(name, 'unset')}, not {other.get(name, 'unset')}"
+        one, other = (
+            defaultdict(lambda: "unset", flat(then["settings"])),
+            defaultdict(lambda: "unset", flat(now["settings"])),
+        )
+        name = next(name for name in [*other, *one] if one[name] != other[name])
+        return " ".join(f"{name}={one[name]}, not {other[name]}".split())
     return next((f"other {part}" for part in ("data", "code") if then[part] != now[part]), None)
 
 
@@ -209,7 +209,7 @@ def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return nested settings by their dotted names."""
     found: dict[str, Any] = {}
     for key, value in settings.items():
-        found.update(flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+        found.update(flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value})
     return found
 
 
@@ -232,7 +232,7 @@ def table_order(key: dict[str, Any]) -> tuple:
 
 
 def origin(config: Config, stage: str) -> str:
-    """The footnote of a figure that `stage` makes: with what, from what."""
+    """The footnote of a figure that a stage makes: with what, from what."""
     manifest = read_manifest(config.prepared)
     return (
         f"{command(stage, config.name)}   commit {environment()['commit'][:12]}   "
@@ -243,10 +243,9 @@ def origin(config: Config, stage: str) -> str:
 def read_operator(folder: Path, shape: tuple[int, int]) -> NDArray[np.float32]:
     """The trained operator of a cell; raises `InputError` naming the file if it is damaged or of another shape."""
     path = folder / OPERATOR
-    try:
-        operator = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path} cannot be read ({error}); remove {folder} and train again") from None
+    operator = read_array(path)
+    if not isinstance(operator, np.ndarray):
+        raise InputError(f"{path} is no single array; remove {folder} and train again")
     if operator.shape == shape and not (np.isfinite(operator).all() and operator.any()):
         raise InputError(f"{path} holds zeros alone, or NaN or infinite entries; remove {folder} and train again")
     if operator.shape != shape or operator.dtype != np.float32:

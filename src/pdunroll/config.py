@@ -11,6 +11,7 @@ import logging
 import multiprocessing
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -39,7 +40,6 @@ SYSTEM_ERRORS = {
     errno.ENAMETOOLONG: "take a shorter name",
     errno.ELOOP: "remove the link that points to itself",
 }
-PATHS = "outputs", "prepared", "data.root", "data.source.root", "evaluation.runs"  # settings that are paths
 log = logging.getLogger(__name__)
 MOST = 10**9  # of anything that is counted
 CONF = str(Path(__file__).resolve().parents[2] / "conf")
@@ -256,7 +256,6 @@ class Config:
     """All settings."""
 
     name: str = MISSING  # folder below outputs/ and multirun/
-    outputs: Path = MISSING  # folder of the tables and figures
     cell: str = MISSING  # folder of one training below that
     prepared: Path = MISSING  # folder of the prepared frames
     seed: int = 0
@@ -281,6 +280,11 @@ class Config:
         require_name("name", self.name)
         require_name("cell", self.cell)
 
+    @property
+    def outputs(self) -> Path:
+        """Where the tables and figures of this experiment are."""
+        return Path("outputs") / self.name
+
 
 def require_machine(trainer: Trainer) -> None:
     """Raise `InputError` where a GPU is wanted that torch does not find; say so where there are fewer cores."""
@@ -302,30 +306,15 @@ ConfigStore.instance().store(name="schema", node=Config)
 
 
 def settings(config: DictConfig) -> Config:
-    """The configuration as typed, checked, plain values; raises `InputError` naming the setting at fault.
-
-    Where Hydra has gone to another folder (hydra.job.chdir=True), paths are made absolute against the one that the
-    command was started in.
-    """
-    plain = OmegaConf.to_object(_anchored(config))
+    """The configuration as typed, checked, plain values; raises `InputError` naming the setting at fault."""
+    if HydraConfig.initialized():  # paths are those of the folder that the command was started in
+        os.chdir(HydraConfig.get().runtime.cwd)
+    plain = OmegaConf.to_object(config)
     assert isinstance(plain, Config)
     for prefix, node in (("", plain), *((f"{name}.", part) for name, part in vars(plain).items())):
         if is_dataclass(node) and (unknown := set(vars(node)) - {field.name for field in fields(node)}):
             raise InputError(f"{prefix}{min(unknown)} is no setting; --help lists them")
     return plain
-
-
-def _anchored(config: DictConfig) -> DictConfig:
-    """The configuration with absolute paths, if Hydra has gone elsewhere."""
-    start = Path(HydraConfig.get().runtime.cwd) if HydraConfig.initialized() else Path.cwd()
-    if start == Path.cwd():
-        return config
-    anchored = config.copy()
-    values = {path: OmegaConf.select(config, path) for path in PATHS}  # before any of them changes
-    for path, value in values.items():
-        if value is not None:
-            OmegaConf.update(anchored, path, str(start / Path(value).expanduser()))
-    return anchored
 
 
 def build(node: Any) -> Any:
@@ -366,6 +355,17 @@ def one_line_errors() -> Iterator[None]:
         line = f"pdunroll: {what} cannot be read or written ({error.strerror}); {SYSTEM_ERRORS[error.errno]}"
         print(printable(line), file=sys.stderr)
         raise SystemExit(2) from None
+    except Exception as error:
+        if _raised_by(error) not in ("hydra", "omegaconf", "antlr4", "yaml"):
+            raise
+        print(f"pdunroll: {_line(error)}", file=sys.stderr)  # of settings that their parsers do not expect
+        raise SystemExit(2) from None
+
+
+def _raised_by(error: BaseException) -> str:
+    """The package whose code raised an exception."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals.get("__name__")).partition(".")[0]
 
 
 def run(main: Callable[[], None]) -> None:

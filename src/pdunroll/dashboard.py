@@ -11,7 +11,6 @@ import json
 import logging
 import math
 import re
-import shutil
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +21,7 @@ from omegaconf import DictConfig
 
 from pdunroll.config import CONF, Config, one_line_errors, run, settings
 from pdunroll.errors import InputError
+from pdunroll.processes import command
 from pdunroll.runs import read_json, read_results, read_table, write_json
 
 if TYPE_CHECKING:
@@ -44,7 +44,11 @@ class Contents(NamedTuple):
 @hydra.main(version_base="1.3", config_path=CONF, config_name="config")
 def main(cfg: DictConfig) -> None:
     with one_line_errors():
-        publish(settings(cfg))
+        from pdunroll.tracking import mode_in_environment
+
+        config = settings(cfg)
+        with mode_in_environment(config.tracking):
+            publish(config)
 
 
 def publish(config: Config) -> None:
@@ -55,7 +59,7 @@ def publish(config: Config) -> None:
 
     tracking, path = config.tracking, config.outputs / "dashboard.json"
     contents = collect(config.outputs, config.name)
-    known = read_json(path).get("saved", {}) if path.is_file() else {}
+    known = read_json(path, ("saved",), dict[str, Any])["saved"] if path.is_file() else {}
     workspace, report = workspace_of(config, contents, tracking.entity or ""), report_of(config, contents, "")
     specification = {kind: json.loads(dumped(view)) for kind, view in (("workspace", workspace), ("report", report))}
     write_json(path, {"project": tracking.project, "saved": known, **specification})
@@ -70,12 +74,14 @@ def publish(config: Config) -> None:
     else:
         log.info(
             "%s is written; to publish it: `wandb login`, `wandb sync multirun/%s/*/wandb/offline-run-*`, "
-            "`python -m pdunroll.dashboard experiment=%s tracking=online`", path, config.name, config.name,
+            "`%s tracking=online`", path, config.name, command("dashboard", config.name),
         )  # fmt: skip
 
 
 def collect(folder: Path, name: str) -> Contents:
     """What there is in outputs/<name>/; raises `InputError` naming the command where the evaluation is missing."""
+    from pdunroll.schema import Sentence
+
     tables = {part: read_results(folder, part) for part in ("evaluation", "training")}
     tables["evaluation"] = [
         {"model": model(row), "log10_l_inference": math.log10(row["l_inference"]), **row}
@@ -84,16 +90,17 @@ def collect(folder: Path, name: str) -> Contents:
     tables["training"] = [{"model": model(row), **row} for row in tables["training"]]
     for part in ("verdicts", "quality_summary"):
         if (folder / f"{part}.csv").is_file():
-            tables[part] = read_table(folder / f"{part}.csv", f"python -m pdunroll.{part.split('_')[0]}")
+            again = command(part.split("_")[0], name)
+            tables[part] = read_table(folder / f"{part}.csv", again, columns=("primal_mask", "step_norm"))
     figures = {stem: folder / f"{stem}.png" for stem in FIGURES if (folder / f"{stem}.png").is_file()}
     index = folder / "audio" / "index.json"
     sentences = []
-    for entry in read_json(index) if index.is_file() else []:
-        words = entry["name"], entry["restoration"], entry["primal_mask"]
+    for entry in read_json(index, kind=list[Sentence]) if index.is_file() else []:
+        words = entry["name"], entry["restoration"], entry["primal_mask"], entry.get("step_norm")
         sentences.append((folder / "audio" / entry["file"], " ".join(filter(None, words))))
     for path, _ in sentences:
         if not path.is_file():
-            raise InputError(f"{path} is missing; make it again with `python -m pdunroll.quality experiment={name}`")
+            raise InputError(f"{path} is missing; make it again with `{command('quality', name)}`")
     return Contents(tables, figures, sentences)
 
 
@@ -106,7 +113,7 @@ def model(row: Row) -> str:
 
 
 def record(config: Config, contents: Contents) -> None:
-    """Log the evaluation run; one that was kept offline before and shows an older state goes."""
+    """Log the evaluation run."""
     from pdunroll.cell import environment
     from pdunroll.tracking import tracked
 
@@ -115,8 +122,6 @@ def record(config: Config, contents: Contents) -> None:
     import wandb
 
     identity = "evaluation-" + re.sub(r"[^\w-]", "-", config.name)
-    for folder in (config.outputs / "wandb").glob(f"offline-run-*-{identity}"):
-        shutil.rmtree(folder)
     with tracked(
         config.tracking, config.outputs, job_type="evaluation", group=config.name, name=f"{config.name} evaluation",
         tags=[config.name, "evaluation"], config={"name": config.name, "environment": environment()}, identity=identity,
@@ -223,7 +228,7 @@ def report_of(config: Config, contents: Contents, entity: str) -> Any:
         entity=entity,
         project=config.tracking.project,
         title=f"pdunroll {config.name}",
-        description=f"python -m pdunroll.dashboard experiment={config.name}",
+        description=command("dashboard", config.name),
         blocks=blocks,
         width="fluid",
     )
@@ -232,7 +237,7 @@ def report_of(config: Config, contents: Contents, entity: str) -> Any:
 def verdicts(contents: Contents, name: str) -> str:
     """The verdicts as a table in Markdown, or the command that makes them."""
     if "verdicts" not in contents.tables:
-        return f"None yet: `python -m pdunroll.verdicts experiment={name}`"
+        return f"None yet: `{command('verdicts', name)}`"
     lines = ["| claim | mask | step norm | verdict | estimate | interval |", "| --- | --- | --- | --- | --- | --- |"]
     for row in contents.tables["verdicts"]:
         numbers = " | " if row["estimate"] is None else "{estimate:.3g} {unit} | {low:.3g} to {high:.3g}".format(**row)

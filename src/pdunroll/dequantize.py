@@ -103,8 +103,9 @@ def dequantize(
         print(f"channel {number}: {grid}")
     if max(grid.count for grid in grids) > FEW_LEVELS:
         print(f"note: with more than {FEW_LEVELS} levels the result may be further from the truth than the recording")
-    if all(grid.zero_is_everywhere for grid in grids):
-        print("note: 0 lies in every cell, so the sparsest recording is silence")
+    for number, grid in enumerate(grids, start=1):
+        if grid.kind != "silent" and grid.zero_is_everywhere:
+            print(f"note: every cell of channel {number} holds 0, the sparsest signal: it comes out as silence")
     print(f"operator: {operator or 'of pdunroll'}, {K.shape[0]} x {K.shape[1]}, {origin(provenance, recording.rate)}")
     start = time.perf_counter()
     gaps, scores = write(recording, output, K, grids, truth)
@@ -135,7 +136,7 @@ def origin(provenance: dict[str, Any], rate: int) -> str:
         return "of unknown origin"
     learned = provenance["sample_rate"]
     caution = "" if rate == learned else f" (at {rate} Hz its frames have another duration)"
-    return f"trained on {provenance['data'].split(',')[0]} at {provenance['bits']} bits and {learned} Hz{caution}"
+    return f"trained on {str(provenance['data']).split(',')[0]} at {provenance['bits']} bits and {learned} Hz{caution}"
 
 
 def write(

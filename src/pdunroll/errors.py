@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
+from numbers import Real
 
 
 class InputError(ValueError):
@@ -21,26 +23,26 @@ def require_integer(name: str, value: object, minimum: int, maximum: int | None 
     upper = math.inf if maximum is None else maximum
     if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= upper:
         wanted = f"at least {minimum}" if maximum is None else f"in {minimum}..{maximum}"
-        raise InputError(f"{name} must be an integer {wanted}, got {value!r}")
+        raise InputError(f"{name} must be an integer {wanted}, got {shown(value)}")
     return value
 
 
 def require_positive(name: str, value: object) -> float:
-    """Return `value` as a float if it is finite and above 0; raise `InputError` otherwise."""
-    try:
-        number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        number = math.nan
-    if not (math.isfinite(number) and number > 0):
-        raise InputError(f"{name} must be a finite number above 0, got {value!r}")
+    """Return `value` as a float if it is a finite number above 0; raise `InputError` otherwise."""
+    number = math.nan
+    if isinstance(value, Real) and not isinstance(value, bool):
+        with suppress(OverflowError):
+            number = float(value)
+    if not 0 < number < math.inf:
+        raise InputError(f"{name} must be a finite number above 0, got {shown(value)}")
     return number
 
 
 def require_choice(name: str, value: object, choices: tuple[str, ...]) -> str:
     """Return `value` if it is one of `choices`; raise `InputError` otherwise."""
-    if value not in choices:
-        raise InputError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
-    return str(value)
+    if not isinstance(value, str) or value not in choices:
+        raise InputError(f"{name} must be one of {', '.join(choices)}, got {shown(value)}")
+    return value
 
 
 def require_name(name: str, value: str) -> str:
@@ -48,3 +50,9 @@ def require_name(name: str, value: str) -> str:
     if value in ("", ".", "..") or not value.isprintable() or any(mark in value for mark in "/\\"):
         raise InputError(f"{name} must be the name of a folder, got {value!r}")
     return value
+
+
+def shown(value: object) -> str:
+    """Return `value` as it is written in Python, in one short line."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 100 else f"{text[:100]}..."

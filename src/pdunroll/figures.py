@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 from pdunroll.config import CONF, one_line_errors, run, settings
 from pdunroll.errors import InputError
 from pdunroll.plotting import MASK_TITLES, NORM_TITLES, save, set_style
-from pdunroll.runs import PROVENANCE, RESULTS, atomic, read_json, read_results, run_name
+from pdunroll.runs import RESULTS, atomic, read_provenance, read_results, run_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,7 +41,7 @@ def main(cfg: DictConfig) -> None:
     with one_line_errors():
         config = settings(cfg)
         evaluation, optima, training = (read_results(config.outputs, name) for name in RESULTS)
-        origin = footnote(read_json(config.outputs / "provenance.json", PROVENANCE))
+        origin = footnote(read_provenance(config.outputs))
 
         set_style()
         folder = config.outputs / "figures"
@@ -249,7 +249,7 @@ def interpretability(evaluation: list[Row], l_training: list[int] | None, optima
     for ax, name in zip(axes, names, strict=True):
         draw_curves(ax, evaluation, optima, name, depths)
         ax.set_title(title_of(name))
-    add_legend(figure, axes)
+    finish_curves(figure, axes)
     figure.suptitle("Interpretability: error against iterations in inference (ring: as in training, stroke: optimum)")
     return figure
 
@@ -267,7 +267,7 @@ def bump(evaluation: list[Row], optima: list[Row], borders: list[float]) -> Figu
         draw_curves(ax, evaluation, optima, name, [depth])
         ax.axvline(depth, color="0.6", linewidth=0.8)
         ax.set_title(title_of(name))
-    add_legend(figure, axes)
+    finish_curves(figure, axes)
     figure.suptitle(f"Trained for L = {depth} iterations, run for more (ring: as in training, stroke: optimum)")
     return figure
 
@@ -298,13 +298,13 @@ def draw_curves(ax: Axes, evaluation: list[Row], optima: list[Row], name: Settin
             )  # fmt: skip
     ax.set_xscale("log")
     ax.set_yscale("log")
-    ax.set_ylim(top=1.15 * untreated(evaluation)[0]["mse"])
-    label_errors(ax)
     ax.set_xlabel("iterations in inference")
 
 
-def add_legend(figure: Figure, axes: list[Axes]) -> None:
-    """The first panel's legend below the figure."""
+def finish_curves(figure: Figure, axes: list[Axes]) -> None:
+    """Label the common error axis, once all is drawn, and put the first panel's legend below the figure."""
+    for ax in axes:
+        label_errors(ax)
     figure.legend(
         *axes[0].get_legend_handles_labels(), loc="outside lower center", borderaxespad=1.8, ncols=4, fontsize=8
     )

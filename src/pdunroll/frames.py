@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 
 from pdunroll import quantizer
 from pdunroll.errors import InputError, require_integer
-from pdunroll.runs import Layout, digest, read_json, replacing, require_replaceable, write_json
+from pdunroll.folders import replaced
+from pdunroll.processes import command
+from pdunroll.runs import digest, read_json, write_json
 from pdunroll.speech import SAMPLE_RATE, SPLITS, Recording
 
 MANIFEST = "manifest.json"
-LAYOUT = Layout(MANIFEST, lambda manifest: [f"{split}.npz" for split in manifest["splits"] if manifest["digest"]])
 
 
 @dataclass(frozen=True)
@@ -35,16 +36,32 @@ class Frames:
 
 
 def prepare(recordings: Iterable[Recording], folder: Path, *, frame_length: int, bits: int) -> dict[str, Any]:
-    """Cut, quantize and store recordings in `folder`, which is replaced as a whole; return the manifest.
+    """Cut, quantize and store recordings in `folder`, which is replaced if `prepare` made it; return the manifest.
 
     frame_length is in samples; what is left at a file's end is dropped. Raises `InputError` naming the recording if
     it is silent or shorter than a frame, or if two splits hold the same recording, and naming `folder` if there is
     something in it that no earlier call has written.
     """
     require_integer("data.frame_length", frame_length, 1)
-    require_replaceable(folder, LAYOUT)
-    half_step = quantizer.radius(bits)
-    splits: dict[str, list[tuple[dict[str, Any], NDArray, NDArray]]] = {split: [] for split in SPLITS}
+    with replaced(folder, "prepared", ours) as partial:
+        return _store(_cut(recordings, frame_length, bits), partial, frame_length, bits)
+
+
+def ours(folder: Path) -> set[str]:
+    """Return the names of what `prepare` has written to a folder; none without its manifest."""
+    try:
+        splits = read_manifest(folder)["splits"]
+    except InputError:
+        return set()
+    return {MANIFEST, *(f"{split}.npz" for split in splits)}
+
+
+Splits = dict[str, list[tuple[dict[str, Any], NDArray, NDArray]]]  # split -> entry in the manifest, samples, cells
+
+
+def _cut(recordings: Iterable[Recording], frame_length: int, bits: int) -> Splits:
+    """Return the frames of each recording and their quantization cells, by split."""
+    splits: Splits = {split: [] for split in SPLITS}
     seen: dict[str, Recording] = {}
     for recording in recordings:
         samples = recording.samples
@@ -70,46 +87,44 @@ def prepare(recordings: Iterable[Recording], folder: Path, *, frame_length: int,
     for split, files in splits.items():
         if not files:
             raise InputError(f"the data source gave no recordings for {split}; each split needs one at least")
+    return splits
 
+
+def _store(splits: Splits, folder: Path, frame_length: int, bits: int) -> dict[str, Any]:
+    """Write one npz a split and the manifest, and return the latter."""
     settings = {"frame_length": frame_length, "bits": bits, "sample_rate": SAMPLE_RATE}
     manifest: dict[str, Any] = {"settings": settings, "splits": {}}
-    with replacing(folder, LAYOUT) as partial:
-        for split, files in splits.items():
-            entries, frames, codes = zip(*files, strict=True)
-            counts = [entry["frames"] for entry in entries]
-            arrays = {
-                "samples": np.concatenate(frames),
-                "codes": np.concatenate(codes),
-                "file_number": np.repeat(np.arange(len(entries)), counts).astype(np.uint32),
-                "peak": np.array([entry["peak"] for entry in entries]),
-            }
-            path = partial / f"{split}.npz"
-            np.savez(path, **arrays)
-            manifest["splits"][split] = {
-                **_statistics(*_decoded(arrays, bits), half_step),
-                "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-                "files": list(entries),
-            }
-        manifest["digest"] = digest(manifest)
-        write_json(partial / MANIFEST, manifest)
+    for split, files in splits.items():
+        entries, frames, codes = zip(*files, strict=True)
+        arrays = {
+            "samples": np.concatenate(frames),
+            "codes": np.concatenate(codes),
+            "file_number": np.repeat(np.arange(len(entries)), [entry["frames"] for entry in entries]).astype(np.uint32),
+            "peak": np.array([entry["peak"] for entry in entries]),
+        }
+        path = folder / f"{split}.npz"
+        np.savez(path, **arrays)
+        manifest["splits"][split] = {
+            **_statistics(*_decoded(arrays, bits), quantizer.radius(bits)),
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "files": list(entries),
+        }
+    manifest["digest"] = digest(manifest)
+    write_json(folder / MANIFEST, manifest)
     return manifest
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a prepared folder; raises `InputError` that says how to make one if it is missing."""
     if not (folder / MANIFEST).is_file():
-        raise InputError(
-            f"{folder / MANIFEST} is missing; run `python -m pdunroll.prepare` with the same settings first"
-        )
+        raise InputError(f"{folder / MANIFEST} is missing; run `{command('prepare')}` first")
     manifest = read_json(folder / MANIFEST, ("settings", "splits", "digest"))
     try:
         manifest["settings"]["frame_length"], manifest["settings"]["bits"], manifest["settings"]["sample_rate"]
         for split in SPLITS:
             manifest["splits"][split]["frames"], manifest["splits"][split]["sha256"], manifest["splits"][split]["files"]
     except (KeyError, TypeError) as error:
-        raise InputError(
-            f"{folder / MANIFEST} is damaged ({error}); run `python -m pdunroll.prepare` with the same settings again"
-        ) from None
+        raise InputError(f"{folder / MANIFEST} is damaged ({error}); run `{command('prepare')}` again") from None
     return manifest
 
 
@@ -118,7 +133,7 @@ def load(folder: Path, split: str) -> Frames:
     manifest = read_manifest(folder)
     path = folder / f"{split}.npz"
     if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != manifest["splits"][split]["sha256"]:
-        raise InputError(f"{path} is missing or damaged; run `python -m pdunroll.prepare` again")
+        raise InputError(f"{path} is missing or damaged; run `{command('prepare')}` again")
     with np.load(path) as arrays:
         truth, observation = _decoded(arrays, manifest["settings"]["bits"])
         return Frames(truth.astype(np.float32), observation.astype(np.float32), arrays["file_number"].astype(np.int64))

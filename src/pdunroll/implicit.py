@@ -21,7 +21,7 @@ from torch import Tensor
 from pdunroll.backprop import Backprop
 from pdunroll.chambolle_pock import ChambollePock, Masks
 from pdunroll.engine import Engine
-from pdunroll.errors import InputError, require_positive
+from pdunroll.errors import InputError, require_integer, require_positive
 from pdunroll.optimum import Point, RestartedHalpern, duality_gap, free, gathered, lu_factors, polish, solve, trivial
 
 
@@ -49,6 +49,7 @@ class Implicit(Backprop):
         super().__post_init__()
         if self.tolerance is not None:
             require_positive("tolerance", self.tolerance)
+        require_integer("max_iterations", self.max_iterations, 1)
         if self.primal_mask != "active_set":
             raise InputError(f"Implicit needs primal_mask=active_set, got {self.primal_mask!r}: others have no limit")
 
@@ -126,8 +127,10 @@ def multipliers(operator: Tensor, masks: Masks, grad: Tensor) -> tuple[Tensor, T
 
 
 def least_squares(matrices: Tensor, right: Tensor) -> Tensor:
-    """The solution of minimum norm of each least-squares problem; matrices (B, s, t), right (B, s) -> (B, t)."""
-    if matrices.device.type != "cpu":  # only LAPACK has one for matrices that lack rank
-        return torch.linalg.pinv(matrices, rtol=1e-10).matmul(right[:, :, None])[:, :, 0]
-    # a pivoted QR decomposition: many times cheaper than the singular values of the pseudoinverse
-    return torch.linalg.lstsq(matrices, right[:, :, None], rcond=1e-10, driver="gelsy").solution[:, :, 0]
+    """Return the solution of minimum norm of each least-squares problem; matrices (B, s, t), right (B, s) -> (B, t).
+
+    By the pseudoinverse: of the drivers of `torch.linalg.lstsq` for matrices that lack rank, "gelsy" reads pivots that
+    nobody has set, so that its result depends on what lay in memory (PyTorch issue 187411, open in 2.13), and "gelsd"
+    takes no right side with NaN.
+    """
+    return torch.linalg.pinv(matrices, rtol=1e-10).matmul(right[:, :, None])[:, :, 0]

@@ -42,7 +42,7 @@ class Grid:
 
     @property
     def zero_is_everywhere(self) -> bool:
-        """Whether 0 lies in all cells, as in the two of 1 bit."""
+        """Whether 0 is in every cell, so that the sparsest signal in them is silence."""
         lowest = self.lowest + self.shift
         return lowest >= -0.5 and lowest + self.count - 1 <= 0.5
 

@@ -10,8 +10,6 @@ one of a finished training:
 from __future__ import annotations
 
 import json
-import zipfile
-import zlib
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +19,8 @@ from numpy.typing import NDArray
 
 from pdunroll.cell import OPERATOR, RECORD
 from pdunroll.errors import InputError
-from pdunroll.runs import atomic, read_json
+from pdunroll.runs import atomic, read_array, read_record
+from pdunroll.schema import Provenance, check
 from pdunroll.speech import SAMPLE_RATE
 
 SHIPPED = Path(str(resources.files("pdunroll") / "operator.npz"))
@@ -30,7 +29,7 @@ SHIPPED = Path(str(resources.files("pdunroll") / "operator.npz"))
 class Operator(NamedTuple):
     """A trained K and where it comes from."""
 
-    matrix: NDArray  # (m, n)
+    matrix: NDArray  # (m, n), float32 or float64
     provenance: dict[str, Any]  # {} if nothing is known
 
 
@@ -42,23 +41,22 @@ def load(path: str | Path) -> Operator:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path} does not exist; an operator is the operator.npy of a training or an npz made of it")
-    try:
-        with path.open("rb") as file:
-            stored = np.load(file, allow_pickle=False)
-            if isinstance(stored, np.ndarray):
-                matrix, provenance = stored, None
-            else:
-                matrix, provenance = stored["operator"], dict(json.loads(stored["provenance"].item()))
-    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{path} cannot be read as an operator ({reason}); replace it") from None
+    stored = read_array(path)
+    if isinstance(stored, np.ndarray):
+        matrix, record = stored, path.with_name(RECORD)
+        provenance = _provenance(record) if path.name == OPERATOR and record.is_file() else {}
+    else:
+        try:
+            matrix, provenance = stored["operator"], json.loads(stored["provenance"].item())
+            check(Provenance, provenance)
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+            raise InputError(f"{path} cannot be read as an operator ({error}); replace it") from None
     if matrix.ndim != 2 or 0 in matrix.shape or matrix.dtype.kind != "f":
         raise InputError(f"{path} holds a {matrix.dtype} array of shape {matrix.shape}, not an operator (m, n)")
+    with np.errstate(over="ignore"):  # of long doubles
+        matrix = matrix.astype(np.float32 if matrix.dtype.itemsize <= 4 else np.float64)
     if not np.isfinite(matrix).all() or not matrix.any():
         raise InputError(f"{path} holds an operator that is zero or not finite; replace it")
-    if provenance is None:
-        record = path.with_name(RECORD)
-        provenance = _provenance(record) if path.name == OPERATOR and record.is_file() else {}
     return Operator(matrix, provenance)
 
 
@@ -77,7 +75,7 @@ def save(path: str | Path, operator: Operator) -> None:
 
 def _provenance(path: Path) -> dict[str, Any]:
     """What a finished training's record says of its operator."""
-    record = read_json(path, ("status", "settings", "data", "results", "environment"))
+    record = read_record(path)
     if record["status"] != "finished":
         raise InputError(f"{path.parent} is not a finished training; run its command again")
     settings = record["settings"]
@@ -87,7 +85,7 @@ def _provenance(path: Path) -> dict[str, Any]:
         "bits": settings["data"]["bits"],
         "seed": settings["seed"],
         "validation_mse": record["results"]["validation_mse"],
-        "commit": record["environment"]["commit"],
-        "torch": record["environment"]["torch"],
+        "commit": record["environment"].get("commit", "unknown"),
+        "torch": record["environment"].get("torch", "unknown"),
         "settings": settings,
     }

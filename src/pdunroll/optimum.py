@@ -20,8 +20,8 @@ from torch import Tensor
 
 from pdunroll.chambolle_pock import ChambollePock, Iterate, Masks, chambolle_pock, magnitude
 from pdunroll.engine import engine_for
-from pdunroll.errors import InputError, require_integer, require_positive
-from pdunroll.problem import Dequantization, active_set, dual_mask
+from pdunroll.errors import InputError, require_integer, require_positive, shown
+from pdunroll.problem import Dequantization, active_set, dual_mask, require_problem
 
 
 class Solution(NamedTuple):
@@ -113,6 +113,11 @@ class RestartedHalpern(Algorithm):
     artificial: float = 0.36
     smoothing: float = 0.5  # of the primal weight, on a logarithmic scale
     period: int = 10  # iterations between looks at the residual
+
+    def __post_init__(self) -> None:
+        for name in ("sufficient", "necessary", "artificial", "smoothing"):
+            require_positive(f"algorithm.{name}", getattr(self, name))
+        require_integer("algorithm.period", self.period, 1)
 
     def points(self, algorithm, operator, observation, start):
         B = len(observation)
@@ -249,15 +254,18 @@ def solve(
         algorithm: `RestartedHalpern()` (default) or `PlainChambollePock()`, or your own.
 
     Raises:
-        InputError: for shapes, settings or an operator out of range.
+        InputError: for what is no dense float32 or float64 tensor, for shapes, settings or an operator out of range,
+            and for NaN or infinite samples.
     """
-    if operator.ndim != 2 or observation.ndim != 2 or operator.shape[1] != observation.shape[1]:
-        shapes = f"{tuple(operator.shape)} and {tuple(observation.shape)}"
-        raise InputError(f"operator and observation must have shapes (m, n) and (B, n), got {shapes}")
+    require_problem(operator, observation)
+    require_positive("radius", radius)
     require_positive("tolerance", tolerance)
     require_integer("max_iterations", max_iterations, 1)
+    strategy = RestartedHalpern() if algorithm is None else algorithm
+    if not isinstance(strategy, Algorithm):
+        raise InputError(f"algorithm must be an object such as pdunroll.RestartedHalpern(), got {shown(algorithm)}")
     with torch.no_grad():
-        return _solve(operator, observation, radius, tolerance, max_iterations, algorithm or RestartedHalpern())
+        return _solve(operator, observation, radius, tolerance, max_iterations, strategy)
 
 
 LOOK = 25  # iterations between looks at the gap

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pdunroll.errors import require_positive
+from pdunroll.errors import InputError, require_integer, require_positive, shown
 
 
 class Box(NamedTuple):
@@ -87,12 +87,35 @@ def released(radius: float) -> PrimalMask:
 PRIMAL_MASKS: dict[str, Callable[[float], PrimalMask]] = {"active_set": active_set, "released": released}
 
 
+def require_problem(operator: object, observation: object) -> None:
+    """Raise `InputError` unless these are an operator (m, n) and finite frames (B, n), dense tensors on one device."""
+    for name, value in (("operator", operator), ("observation", observation)):
+        if not isinstance(value, Tensor):
+            raise InputError(f"{name} must be a tensor, got {type(value).__name__}; torch.from_numpy takes an array")
+        if value.layout != torch.strided:
+            raise InputError(f"{name} must be a dense tensor; call to_dense() first")
+        if value.dtype not in (torch.float32, torch.float64):
+            raise InputError(f"{name} must be float32 or float64, got {value.dtype}")
+    if operator.ndim != 2 or observation.ndim != 2 or operator.shape[1] != observation.shape[1]:
+        shapes = f"{tuple(operator.shape)} and {tuple(observation.shape)}"
+        raise InputError(f"operator and observation must have shapes (m, n) and (B, n), got {shapes}")
+    if operator.device != observation.device:
+        raise InputError(f"operator is on {operator.device} and observation on {observation.device}; move one")
+    if not bool(observation.isfinite().all()):
+        raise InputError("observation holds NaN or infinite samples; replace them")
+
+
 def dct_operator(rows: int, columns: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """The orthonormal DCT-II as initial operator, (rows, columns) = (m, n).
 
     With m != n it is the upper left block of the larger DCT: for m < n the m lowest frequencies (orthonormal
     rows), for m > n a tight frame (orthonormal columns). Its spectral norm is 1 in each case.
+    Raises `InputError` for sizes that are no integers above 0 and for a dtype that is no floating-point one of torch.
     """
+    require_integer("rows (m)", rows, 1)
+    require_integer("columns (n)", columns, 1)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise InputError(f"dtype must be a floating-point dtype of torch, got {shown(dtype)}")
     size = max(rows, columns)
     frequency, sample = np.arange(rows)[:, None], np.arange(columns)
     # not by torch.cos: with several threads its first call in a process can be right to 8 digits only (PyTorch issue

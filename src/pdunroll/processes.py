@@ -58,11 +58,14 @@ def _patient(stream: Any, number: int) -> Any:
     return io.TextIOWrapper(raw, encoding=encoding, errors="backslashreplace", line_buffering=number == 2)
 
 
-def command(stage: str, name: str, *flags: str) -> str:
+def command(stage: str, name: str | None = None, *flags: str) -> str:
     """Return the command of a stage for the experiment `name`, with the overrides that this one was started with."""
     from hydra.core.hydra_config import HydraConfig
 
-    given = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else [f"experiment={name}"]
+    if HydraConfig.initialized():
+        given = list(HydraConfig.get().overrides.task)
+    else:
+        given = [f"experiment={name}"] if name else []
     return shlex.join(["python", "-m", f"pdunroll.{stage}", *flags, *given])
 
 

@@ -20,8 +20,8 @@ from omegaconf import DictConfig
 
 from pdunroll.config import CONF, Config, build, one_line_errors, run, settings
 from pdunroll.errors import InputError
+from pdunroll.folders import replaced
 from pdunroll.processes import command, end_with_parent
-from pdunroll.runs import Layout
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -30,8 +30,8 @@ log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 KEY = ("restoration", "primal_mask", "step_norm", "cell")
+INDEX = "index.json"
 METRICS = ("sdr_db", "si_sdr_db", "pesq_wb", "stoi")
-AUDIO = Layout("index.json", lambda entries: [entry["file"] for entry in entries if "restoration" in entry])
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="config")
@@ -46,10 +46,9 @@ def assess(config: Config) -> None:
     from joblib import Parallel, delayed
 
     from pdunroll.frames import load, read_manifest
-    from pdunroll.runs import require_replaceable, write_table
+    from pdunroll.runs import write_table
 
     options = config.quality
-    require_replaceable(config.outputs / "audio", AUDIO)
     test, manifest = load(config.prepared, "test"), read_manifest(config.prepared)
     files = manifest["splits"]["test"]["files"]
     drawn = np.random.default_rng(options.seed).permutation(len(files))[: options.sentences]
@@ -202,22 +201,37 @@ def summary(rows: list[Row], seed: int) -> list[Row]:
 
 
 def listen(folder: Path, signals: list[tuple[Row, list[NDArray]]], names: list[str], rate: int) -> None:
-    """Write the first sentences of each take as 16-bit wav files and index.json; replaces `folder` as a whole."""
+    """Write the first sentences of each take as 16-bit wav files and index.json; replaces a `folder` that it made."""
+    with replaced(folder, "audio", listed) as partial:
+        _write_sentences(partial, signals, names, rate)
+
+
+def listed(folder: Path) -> set[str]:
+    """Return the names of what `listen` has written to a folder; none without its index."""
+    from pdunroll.runs import read_json
+
+    try:
+        return {INDEX, *(entry["file"] for entry in read_json(folder / INDEX))}
+    except (InputError, KeyError, TypeError):
+        return set()
+
+
+def _write_sentences(partial: Path, signals: list[tuple[Row, list[NDArray]]], names: list[str], rate: int) -> None:
     import soundfile
 
-    from pdunroll.runs import replacing, write_json
+    from pdunroll.runs import write_json
 
     entries = []
-    with replacing(folder, AUDIO) as partial:
-        for number, name in enumerate(names):
-            for key, parts in signals:
-                take = (str(number), key["restoration"], key["primal_mask"], key["step_norm"])
-                file = "-".join(filter(None, take)) + ".wav"
-                audio = io.BytesIO()  # libsndfile hides why writing to a file failed
-                soundfile.write(audio, parts[number].clip(-1.0, 1.0), rate, format="WAV", subtype="PCM_16")
-                (partial / file).write_bytes(audio.getvalue())
-                entries.append({"name": name, **key, "file": file, "seconds": len(parts[number]) / rate})
-        write_json(partial / "index.json", entries)
+    for number, name in enumerate(names):
+        for key, parts in signals:
+            file = (
+                "-".join(filter(None, (str(number), key["restoration"], key["primal_mask"], key["step_norm"]))) + ".wav"
+            )
+            audio = io.BytesIO()  # libsndfile hides why writing to a file failed
+            soundfile.write(audio, parts[number].clip(-1.0, 1.0), rate, format="WAV", subtype="PCM_16")
+            (partial / file).write_bytes(audio.getvalue())
+            entries.append({"name": name, **key, "file": file, "seconds": len(parts[number]) / rate})
+    write_json(partial / INDEX, entries)
 
 
 def report(means: list[Row]) -> None:

@@ -24,6 +24,7 @@ from pdunroll.speech import require_whole
 if TYPE_CHECKING:
     from soundfile import SoundFile
 
+PEAKS = 1e-30, 1e30  # of a channel: with these, its cells are well within the range of 32-bit numbers
 SUBTYPES = {".wav": "FLOAT", ".flac": "PCM_24"}  # of output
 
 
@@ -54,19 +55,25 @@ class Recording:
 
 
 def scan(path: Path) -> Recording:
-    """Read a file once; raises `InputError` naming it if it is no audio, damaged, empty, not finite or silent."""
+    """Read a file once.
+
+    Raises `InputError` naming it if it is no audio, damaged, empty, not finite, silent, or too loud or too soft for the
+    32-bit numbers of the output.
+    """
     import soundfile
 
     if not path.is_file():
         raise InputError(f"{path} does not exist; give an audio file")
-    read = 0
+    read, peaks = 0, np.zeros(0)
     try:
         require_whole(path)
         info = soundfile.info(os.fsencode(path))
         unit = 2.0**-7 if info.subtype in ("PCM_S8", "PCM_U8") else 2.0**-15
         found = Recording(path, info.samplerate, info.frames, [{} for _ in range(info.channels)], unit)
+        peaks = np.zeros(info.channels)
         for block in found.blocks(1 << 16):
             read += len(block)
+            peaks = np.maximum(peaks, np.abs(block).max(axis=0))
             _count(found, block)
     except (OSError, soundfile.LibsndfileError) as error:
         raise InputError(f"{path} cannot be read as audio ({error}); give a wav or flac file") from None
@@ -74,8 +81,11 @@ def scan(path: Path) -> Recording:
         raise InputError(f"{path} is damaged, it has {read} of {found.samples} samples; replace it")
     if read == 0:
         raise InputError(f"{path} is empty; give a recording of one sample at least")
-    if all(values is not None and set(values) == {0.0} for values in found.values):
+    if not peaks.any():
         raise InputError(f"{path} is silent; there is nothing to restore")
+    for peak in peaks[peaks > 0]:
+        if not PEAKS[0] <= peak <= PEAKS[1]:
+            raise InputError(f"{path} has a channel with a peak of {peak:.3g}; scale it to a peak of 1 first")
     return found
 
 

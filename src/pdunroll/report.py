@@ -22,7 +22,7 @@ from pdunroll.errors import InputError
 from pdunroll.frames import read_manifest
 from pdunroll.plotting import MASK_TITLES, NORM_TITLES, diverging, set_style
 from pdunroll.processes import command
-from pdunroll.runs import KEY, PROVENANCE, atomic, read_json, read_results, read_table, run_name
+from pdunroll.runs import KEY, atomic, read_json, read_provenance, read_record, read_results, read_table, run_name
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -59,7 +59,7 @@ def render(config: Config) -> str:
     folder, runs = config.outputs, Path(config.evaluation.runs)
     name = config.name
     evaluation, training = read_results(folder, "evaluation"), read_results(folder, "training")
-    provenance = read_json(folder / "provenance.json", PROVENANCE)
+    provenance = read_provenance(folder)
     for stem in ("regimes", "interpretability", "bump"):
         if not (folder / "figures" / f"{stem}.svg").is_file():
             raise InputError(f"{folder}/figures/{stem}.svg is missing; make it with `{command('figures', name)}`")
@@ -67,9 +67,9 @@ def render(config: Config) -> str:
     template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return template.from_string(files("pdunroll").joinpath("report.html").read_text(encoding="utf-8")).render(
         name=name,
-        verdicts=claims(optional(folder / "verdicts.csv")),
-        quality=quality(optional(folder / "quality_summary.csv")),
-        results=results(evaluation, training, optional(folder / "optima.csv")),
+        verdicts=claims(optional(folder, "verdicts", "verdicts")),
+        quality=quality(optional(folder, "quality_summary", "quality")),
+        results=results(evaluation, training, optional(folder, "optima", "evaluate")),
         figures=[
             {
                 "title": title,
@@ -92,9 +92,11 @@ def render(config: Config) -> str:
     )
 
 
-def optional(path: Path) -> list[Row]:
-    """The rows of a table, none if its stage has not run."""
-    return read_table(path, "") if path.is_file() else []
+def optional(folder: Path, table: str, stage: str) -> list[Row]:
+    """The rows of a table in outputs/<name>/, none if its stage has not run."""
+    path = folder / f"{table}.csv"
+    again = command(stage, folder.name)
+    return read_table(path, again, columns=("primal_mask", "step_norm")) if path.is_file() else []
 
 
 def claims(rows: list[Row]) -> dict[str, list[Any]]:
@@ -153,7 +155,7 @@ def inline(text: str, prefix: str, title: str) -> str:
 
 def trainings(runs: Path) -> list[tuple[Path, Row]]:
     """Folder and record of each finished training."""
-    records = [(path.parent, read_json(path, ("status", "settings"))) for path in sorted(runs.glob("*/run.json"))]
+    records = [(path.parent, read_record(path)) for path in sorted(runs.glob("*/run.json"))]
     return [(folder, record) for folder, record in records if record["status"] == "finished"]
 
 
@@ -164,7 +166,7 @@ def training_curves(runs: Path) -> str:
     panels: dict[tuple[str, str, str], list[tuple[int, list[Row]]]] = {}
     for folder, record in trainings(runs):
         own = record["settings"]
-        table = read_table(folder / "training.csv", "python -m pdunroll.train")
+        table = read_table(folder / "training.csv", command("train"), numbers=("step", "validation_mse"))
         key = own["network"]["step_norm"], own["backprop"]["primal_mask"], own["backprop"]["name"]
         panels.setdefault(key, []).append((own["network"]["iterations"], table))
     if not panels:
@@ -191,6 +193,8 @@ def operators(runs: Path) -> list[Row]:
     import numpy as np
     from scipy.fft import dct
 
+    from pdunroll.operators import load
+
     best: dict[tuple[str, ...], tuple[float, Path]] = {}
     for folder, record in trainings(runs):
         own = record["settings"]
@@ -199,7 +203,7 @@ def operators(runs: Path) -> list[Row]:
         best[key] = min(best.get(key, entry), entry)
     found: list[Row] = []
     for _, folder in (best[key] for key in sorted(best)):
-        learned = np.load(folder / "operator.npy", allow_pickle=False).astype(float)
+        learned = load(folder / "operator.npy").matrix.astype(float)
         m, n = learned.shape
         initial = dct(np.eye(max(m, n)), norm="ortho", axis=0)[:m, :n]
         if not found:
@@ -222,13 +226,17 @@ def image(picture: NDArray) -> str:
 
 def sentences(folder: Path) -> list[Row]:
     """The test sentences to listen to, each with its restorations: audio and spectrogram as data URIs."""
+    from pdunroll.schema import Sentence
+
     if not (folder / "index.json").is_file():
         return []
     found: dict[str, list[Row]] = {}
-    for entry in read_json(folder / "index.json"):
+    for entry in read_json(folder / "index.json", kind=list[Sentence]):
         path = folder / entry["file"]
+        if "step_norm" not in entry:
+            raise InputError(f"{folder}/index.json names no step_norm; make it again with `{command('quality')}`")
         if not path.is_file():
-            raise InputError(f"{path} is missing; make it again with `python -m pdunroll.quality`")
+            raise InputError(f"{path} is missing; make it again with `{command('quality')}`")
         audio = "data:audio/wav;base64," + base64.b64encode(path.read_bytes()).decode()
         found.setdefault(entry["name"], []).append({**entry, "audio": audio, "spectrogram": spectrogram(path)})
     order = {restoration: number for number, restoration in enumerate(RESTORATIONS)}

@@ -4,31 +4,25 @@ from __future__ import annotations
 
 import ast
 import csv
-import errno
 import glob
 import hashlib
 import importlib.util
 import json
 import os
 import platform
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pdunroll.errors import InputError
+from pdunroll.folders import running
 from pdunroll.processes import command
 
-# The tables of results: the columns that name an operator, and the numbers that others read in each table.
+# The tables of results: the columns that name an operator. What else is in their rows: `pdunroll.schema`.
 KEY = ("backprop", "primal_mask", "step_norm", "l_training", "seed", "b")
-RESULTS = {
-    "evaluation": ("l_inference", "mse"),
-    "optima": ("optimum_mse", "validation_optimum_mse", "certified"),
-    "training": ("seconds", "validation_mse", "best_step"),
-}
-PROVENANCE = ("command", "seeds", "commit", "data", "test_frames")  # and what made them, in provenance.json
+RESULTS = ("evaluation", "optima", "training")
 PACKAGE, HOME = "pdunroll", Path(__file__).parent
 
 
@@ -39,7 +33,11 @@ def atomic(path: Path) -> Iterator[Path]:
     What a killed process of this machine has left there of the same file is removed. Errors of the system name `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary(path)
+    machine = platform.node().replace(".", "-")
+    temporary = path.with_name(f".{path.name}.{machine}.{os.getpid()}.partial")
+    for stale in path.parent.glob(glob.escape(f".{path.name}.{machine}.") + "*.partial"):
+        if not running(stale.name.split(".")[-2]):
+            stale.unlink(missing_ok=True)
     try:
         yield temporary
         os.replace(temporary, path)
@@ -56,116 +54,55 @@ def _naming(error: OSError, path: Path, temporary: Path) -> OSError:
     return error
 
 
-def _temporary(path: Path) -> Path:
-    """A hidden name beside `path` for this process; removes what killed processes of this machine have left of it."""
-    start = f".{path.name}.{platform.node().replace('.', '-')}."
-    for stale in path.parent.glob(glob.escape(start) + "*.partial"):
-        if not _alive(stale.name.split(".")[-2]):
-            _remove(stale)
-    return path.with_name(f"{start}{os.getpid()}.partial")
-
-
-def _remove(path: Path) -> None:
-    """Remove a file or a folder of ours, if it is there."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _alive(process: str) -> bool:
-    """Whether a process of this number is running, as far as can be told."""
-    try:
-        os.kill(int(process), 0)
-    except ProcessLookupError:
-        return False
-    except (ValueError, PermissionError):
-        pass
-    return True
-
-
-class Layout(NamedTuple):
-    """How a folder that is replaced as a whole is known to be ours: by an index that lists all other files in it."""
-
-    index: str  # name of a JSON file
-    listed: Callable[[Any], Iterable[str]]  # what it says -> names of the other files
-
-
-@contextmanager
-def replacing(folder: Path, layout: Layout) -> Iterator[Path]:
-    """Give a new folder to write to; it takes the place of `folder` when all went well, and is removed otherwise.
-
-    Raises `InputError` as `require_replaceable` does. A link stays, and the folder that it leads to is replaced. Errors
-    of the system name `folder`.
-    """
-    target = require_replaceable(folder, layout)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = _temporary(target)
-    new, old = partial / "new", partial / "old"
-    try:
-        new.mkdir(parents=True)
-        yield new
-        while True:  # another process may be replacing it, too: both move whole folders only
-            try:
-                os.rename(new, target)  # takes the place of an empty folder, too
-                return
-            except OSError as error:
-                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                    raise
-            require_replaceable(folder, layout)
-            _remove(old)
-            with suppress(FileNotFoundError):
-                os.rename(target, old)
-    except OSError as error:
-        raise _naming(error, folder, partial) from None
-    finally:
-        _remove(partial)
-
-
-def require_replaceable(folder: Path, layout: Layout) -> Path:
-    """Return the folder that `folder` is or leads to; raise `InputError` unless it is missing, empty or wholly ours."""
-    target = Path(os.path.realpath(folder))
-    shown = str(folder) if str(target) == os.path.abspath(folder) else f"{folder}, which is {target},"
-    if target in (here := Path.cwd(), *here.parents):
-        raise InputError(f"{shown} holds the folder that you are in and would be replaced; give another folder")
-    held: dict[str, bool] = {}
-    ours: set[str] = set()
-    try:
-        with os.scandir(target) as entries:
-            held = {entry.name: entry.is_symlink() or entry.is_file() for entry in entries}
-        if layout.index in held:
-            ours = {layout.index, *layout.listed(json.loads((target / layout.index).read_text(encoding="utf-8")))}
-    except FileNotFoundError:  # there is none, or another process is replacing it
-        return target
-    except NotADirectoryError:
-        raise InputError(f"{shown} is no folder; remove it, or give another folder") from None
-    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
-        raise InputError(
-            f"{shown} has a damaged {layout.index} and is not replaced; remove the folder, or give another one"
-        ) from None
-    if strange := sorted(name for name, is_file in held.items() if name not in ours or not is_file):
-        raise InputError(
-            f"{shown} holds {strange[0]!r}, which pdunroll did not write, and is not replaced; give another folder"
-        )
-    return target
-
-
 def write_json(path: Path, content: Any) -> None:
     with atomic(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def read_json(path: Path, keys: Sequence[str] = ()) -> dict[str, Any]:
-    """An object that has these keys; raises `InputError` naming the file if it is missing or damaged."""
+def read_json(path: Path, keys: Sequence[str] = (), kind: Any = None) -> Any:
+    """Return what a file holds: an object that has these keys, or anything of `kind`, see `pdunroll.schema`.
+
+    Raises `InputError` naming the file if it is damaged.
+    """
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         if missing := [key for key in keys if key not in content]:
             raise ValueError(f"it has no {missing[0]!r}")
+        if kind is not None:
+            from pdunroll.schema import check  # here, since pydantic takes time to load
+
+            check(kind, content)
     except FileNotFoundError:
         raise InputError(f"{path} is missing; make it first") from None
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise InputError(f"{path} cannot be read ({error}); remove it and make it again") from None
     return content
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Return a training's run.json; raises `InputError` if it is damaged or says nothing of its step sizes."""
+    from pdunroll.schema import Record
+
+    record = read_json(path, kind=Record)
+    if "step_norm" not in record["settings"]["network"]:
+        raise InputError(
+            f"{path.parent} was trained before the setting network.step_norm existed; "
+            "train it again by the command of its experiment, and remove this folder"
+        )
+    return record
+
+
+def read_array(path: Path) -> Any:
+    """Return what an npy or npz file holds, an array or its arrays by name; raises `InputError` if it is damaged."""
+    import numpy as np
+
+    try:
+        with path.open("rb") as file:
+            stored = np.load(file, allow_pickle=False)
+            return stored if isinstance(stored, np.ndarray) else dict(stored)
+    except Exception as error:  # a damaged header raises whatever its parser meets
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{path} cannot be read ({reason}); replace it") from None
 
 
 def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -189,7 +126,9 @@ def read_table(
         raise InputError(f"{path} is missing; make it with `{made_by}`")
     try:
         with path.open(newline="") as file:
-            rows = [{key: _value(text) for key, text in row.items()} for row in csv.DictReader(file)]
+            rows = [{key: _value(text) for key, text in row.items()} for row in csv.DictReader(file, restkey="")]
+        if any("" in row for row in rows):
+            raise ValueError("a line has more cells than the header")
     except (OSError, ValueError, csv.Error) as error:
         raise InputError(f"{path} cannot be read ({error}); {again}") from None
     if not rows:
@@ -204,8 +143,54 @@ def read_table(
 
 
 def read_results(folder: Path, name: str) -> list[dict[str, Any]]:
-    """One of the tables that `evaluate` writes to outputs/<name>/, see `RESULTS`."""
-    return read_table(folder / f"{name}.csv", command("evaluate", folder.name), columns=KEY, numbers=RESULTS[name])
+    """Return one of the tables that `evaluate` writes to outputs/<name>/.
+
+    Raises `InputError` if any of them is damaged, or if they are not about the same operators.
+    """
+    from pdunroll.schema import ROWS, check
+
+    again = command("evaluate", folder.name)
+    tables = {}
+    for part in RESULTS:
+        path = folder / f"{part}.csv"
+        tables[part] = read_table(path, again, columns=KEY)
+        try:
+            check(list[ROWS[part]], tables[part])
+            require_whole_tables(tables)
+        except ValueError as error:
+            raise InputError(f"{path} is damaged ({error}); make it again with `{again}`") from None
+    return tables[name]
+
+
+def read_provenance(folder: Path) -> dict[str, Any]:
+    """Return what made the tables of results, the provenance.json beside them."""
+    from pdunroll.schema import Origin
+
+    return read_json(folder / "provenance.json", kind=Origin)
+
+
+def require_whole_tables(tables: Mapping[str, list[dict[str, Any]]]) -> None:
+    """Raise `ValueError` if rows are missing or double in the tables of results that are given, evaluation first."""
+    curves: dict[tuple, list[int]] = {}
+    for row in tables["evaluation"]:
+        curves.setdefault(tuple(row[name] for name in KEY), []).append(row["l_inference"])
+    operators = [key for key in curves if key[0] != "none"]
+    trained = [key for key in operators if key[0] != "dct"]
+    grid = next(iter(curves.values()))
+    norms = {key[2] for key in operators}
+    if any(sorted(set(counts)) != sorted(counts) or set(counts) != set(grid) for counts in curves.values()):
+        raise ValueError("rows of an operator are missing or double")
+    if not trained or {key[2] for key in operators if key[0] == "dct"} != norms or len(curves) != len(operators) + 1:
+        raise ValueError("it lacks trained operators, the untrained ones or the quantized frames")
+    if not {key[3] for key in trained} <= set(grid):
+        raise ValueError("a trained operator has no row for its own number of iterations")
+    for part, wanted in (("optima", operators), ("training", trained)):
+        if part in tables and sorted(map(_key_text, tables[part])) != sorted(map(str, wanted)):
+            raise ValueError("its operators are not those of evaluation.csv")
+
+
+def _key_text(row: Mapping[str, Any]) -> str:
+    return str(tuple(row[name] for name in KEY))
 
 
 def run_name(row: Mapping[str, Any]) -> str:
@@ -271,8 +256,11 @@ def imported(tree: ast.Module) -> set[str]:
 def _source(module: str) -> str:
     path = HOME / f"{module}.py"
     if not path.is_file():
-        found = importlib.util.find_spec(module)
-        if found is None or found.origin is None:
+        try:
+            found = importlib.util.find_spec(module)
+        except (ImportError, ValueError):  # of a package that is not there, of no name at all
+            found = None
+        if found is None or not str(found.origin).endswith(".py"):
             raise InputError(f"the module {module!r} of a _target_ has no source file; give one that has")
         path = Path(found.origin)
     return path.read_text(encoding="utf-8")

@@ -23,7 +23,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from pdunroll.config import Config, build, one_line_errors, require_machine, settings
 from pdunroll.errors import InputError
-from pdunroll.runs import read_json, read_table, write_json, write_table
+from pdunroll.processes import command
+from pdunroll.runs import read_json, read_record, read_table, write_json, write_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -206,7 +207,8 @@ def progress(folder: Path, config: Config) -> float:
     """Which share of a training that goes on is done."""
     if not (folder / "last.ckpt").is_file() or not (folder / "training.csv").is_file():
         return 0.0
-    return read_table(folder / "training.csv", "python -m pdunroll.train")[-1]["step"] / steps_of(config)
+    rows = read_table(folder / "training.csv", command("train"), numbers=("step",))
+    return rows[-1]["step"] / steps_of(config)
 
 
 def time_model(config: Config) -> Callable[[Config], float]:
@@ -271,7 +273,7 @@ def conclude(jobs: list[Job]) -> None:
     tables: dict[Path, list[dict[str, Any]]] = {}
     for job in jobs:
         path = job.folder / "run.json"
-        record = read_json(path, ("status",)) if path.is_file() else {"status": "missing"}
+        record = read_record(path) if path.is_file() else {"status": "missing"}
         results = record.get("results") or {}
         row = {"cell": job.folder.name, "status": record["status"], **{name: results.get(name) for name in RESULTS}}
         tables.setdefault(job.folder.parent, []).append(row)

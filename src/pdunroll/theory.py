@@ -121,7 +121,7 @@ def operators(config: Config) -> list[tuple[str, str, Tensor]]:
     from pdunroll.cell import RECORD, cell_key, read_operator
     from pdunroll.chambolle_pock import STEP_NORMS
     from pdunroll.problem import dct_operator
-    from pdunroll.runs import read_json
+    from pdunroll.runs import read_record
 
     shape = (config.network.rows or config.data.frame_length, config.data.frame_length)
     found = [("dct", norm, dct_operator(*shape, dtype=torch.float64)) for norm in STEP_NORMS]
@@ -129,7 +129,7 @@ def operators(config: Config) -> list[tuple[str, str, Tensor]]:
         folder = Path(config.evaluation.runs) / cell
         if not folder.is_dir():
             raise InputError(f"theory.cells: {folder} is no training; name folders of {config.evaluation.runs}")
-        norm = cell_key(read_json(folder / RECORD, ("settings",)))["step_norm"]
+        norm = cell_key(read_record(folder / RECORD))["step_norm"]
         found.append((cell, norm, torch.from_numpy(read_operator(folder, shape)).double()))
     return found
 

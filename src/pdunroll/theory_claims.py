@@ -32,7 +32,7 @@ def theory_claims(setting: Setting, tables: dict[str, list[Row]], b: int | None,
         reason = "The theory was not measured with this mask and norm: `python -m pdunroll.theory` does."
         return [undecided(c, setting, s, unit, reason) for (c, s), unit in zip(statements.items(), units, strict=True)]
     found = (
-        assumption(own["fits"], confidence),
+        assumption(own["fits"], own["settling"] if setting.primal_mask == "active_set" else [], confidence),
         gradient(own["fidelity"]),
         nearer(own["fidelity"], b),
         settled(own["settling"], confidence)
@@ -60,13 +60,20 @@ def majority(interval: Interval) -> Answer:
     return True if interval.low > 0.5 else False if interval.high < 0.5 else None
 
 
-def assumption(fits: list[Row], confidence: float) -> Found:
+def assumption(fits: list[Row], settling: list[Row], confidence: float) -> Found:
     """The share of frames that decay. Slow decay leaves it open: only a frame with a kernel that delta stays in is
-    one that cannot, so that the interval reaches up to the share of all others."""
+    one that cannot, so that the interval reaches up to the share of all others. Frames of `settling` whose
+    masks still changed in the second half of the iterations do not count as such: their kernels may not last."""
+    unsettled = {(row["operator"], row["frame"]) for row in settling if row["settled_after"] > row["of"] / 2}
     intervals, parts = [], []
     for operator, rows in by_operator(fits).items():
         decaying = sum(row["holds"] for row in rows)
-        stuck = sum(not row["holds"] and row["kernel_primal"] + row["kernel_dual"] > 0 for row in rows)
+        stuck = sum(
+            not row["holds"]
+            and row["kernel_primal"] + row["kernel_dual"] > 0
+            and (operator, row["frame"]) not in unsettled
+            for row in rows
+        )
         low = proportion(decaying, len(rows), confidence).low
         high = proportion(len(rows) - stuck, len(rows), confidence).high
         intervals.append(Interval(decaying / len(rows), low, high))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pdunroll.plotting import MASK_TITLES, save, set_style
+from pdunroll.processes import command
 from pdunroll.runs import read_table
 
 if TYPE_CHECKING:
@@ -16,13 +17,15 @@ Row = dict[str, Any]
 
 DARK, LIGHT, GREY = "#1f3a68", "#e8871e", "0.55"
 MASK_COLOURS = {"active_set": DARK, "released": LIGHT}
-COMMAND = "python -m pdunroll.theory"
 
 
 def draw(folder: Path, origin: str) -> None:
     """Write fidelity, decay and settling as .png and .svg beside the tables in `folder`."""
     set_style()
-    tables = {name: read_table(folder / f"{name}.csv", COMMAND) for name in ("fidelity", "decay", "settling", "fits")}
+    tables = {
+        name: read_table(folder / f"{name}.csv", command("theory"))
+        for name in ("fidelity", "decay", "settling", "fits")
+    }
     for row in (row for rows in tables.values() for row in rows):  # a row of panels for each
         row["operator"] = f"{row['operator']}, {row['step_norm']}" if row["operator"] == "dct" else row["operator"]
     save(fidelity(tables["fidelity"]), folder / "fidelity", origin)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,24 @@ if TYPE_CHECKING:
 
 
 @contextmanager
+def mode_in_environment(tracking: Tracking) -> Iterator[None]:
+    """Keep wandb off the network in this context unless tracking=online; it must not have been used before.
+
+    With mode="offline" given to `wandb.init` alone, wandb 0.31 still looks up a telemetry host and connects to it: for
+    that it reads the environment only, at its first use.
+    """
+    if tracking.mode == "online":
+        yield
+        return
+    before = os.environ.get("WANDB_MODE")
+    os.environ["WANDB_MODE"] = "offline"
+    try:
+        yield
+    finally:
+        os.environ.pop("WANDB_MODE") if before is None else os.environ.update(WANDB_MODE=before)
+
+
+@contextmanager
 def tracked(
     tracking: Tracking,
     folder: Path,
@@ -27,43 +46,51 @@ def tracked(
     tags: list[str],
     config: Mapping[str, Any],
     identity: str | None = None,
+    step: str | None = None,
 ) -> Iterator[Run | None]:
     """Open a run below `folder`/wandb, None with tracking=off; finishes it on the way out.
 
-    A run of the same `identity` is replaced where it is uploaded to. Raises `InputError` when a login would be asked
-    for, and where none can be opened.
+    Runs that were kept there offline before are removed: the new one takes their place, so that `wandb sync` finds one
+    run in a folder. Where runs are uploaded to, one of the same `identity` is replaced. `step` names the metric that
+    the others are drawn over. Raises `InputError` when a login would be asked for, and where none can be opened.
     """
+    for older in (folder / "wandb").glob("offline-run-*"):
+        shutil.rmtree(older)
     if tracking.mode == "disabled":
         yield None
         return
-    import wandb
+    with mode_in_environment(tracking):
+        import wandb
 
-    if tracking.mode == "online":
-        require_login()
-    try:
-        run = wandb.init(
-            mode=tracking.mode,
-            entity=tracking.entity,
-            project=tracking.project,
-            id=identity,
-            group=group,
-            name=name,
-            tags=tags,
-            config=dict(config),
-            job_type=job_type,
-            dir=folder,
-            reinit="finish_previous",
-            settings=wandb.Settings(silent=True, console="off"),
-        )
-    except (wandb.errors.Error, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"no run of Weights & Biases could be opened ({reason}); try tracking=offline") from None
-    try:  # not `with run`, which would print a traceback
-        yield run
-    except BaseException:
-        run.finish(exit_code=1)
-        raise
-    run.finish()
+        if tracking.mode == "online":
+            require_login()
+        try:
+            run = wandb.init(
+                mode=tracking.mode,
+                entity=tracking.entity,
+                project=tracking.project,
+                id=identity,
+                group=group,
+                name=name,
+                tags=tags,
+                config=dict(config),
+                job_type=job_type,
+                dir=folder,
+                reinit="finish_previous",
+                settings=wandb.Settings(silent=True, console="off"),
+            )
+        except (wandb.errors.Error, OSError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"no run of Weights & Biases could be opened ({reason}); try tracking=offline") from None
+        if step is not None:
+            run.define_metric(step)
+            run.define_metric("*", step_metric=step)
+        try:  # not `with run`, which would print a traceback
+            yield run
+        except BaseException:
+            run.finish(exit_code=1)
+            raise
+        run.finish()
 
 
 def require_login() -> None:

@@ -98,6 +98,7 @@ def _train(config: Config, strategy: Backprop, cell: Cell) -> float:
     with tracked(
         config.tracking, cell.folder, job_type="train", group=config.name, name=config.cell, tags=tags,
         config={**cell.identity["settings"], "data_digest": cell.identity["data"], "environment": environment()},
+        step="step",
     ) as tracker:  # fmt: skip
         module, history = fit(
             network,

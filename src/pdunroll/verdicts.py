@@ -22,6 +22,7 @@ from omegaconf import DictConfig
 from pdunroll.config import CONF, Config, one_line_errors, run, settings
 from pdunroll.errors import InputError
 from pdunroll.plotting import MASK_TITLES, NORM_TITLES
+from pdunroll.processes import command
 from pdunroll.runs import RESULTS, atomic, read_results, read_table, run_name, write_table
 
 if TYPE_CHECKING:
@@ -60,10 +61,11 @@ def judge(config: Config) -> None:
     evaluation, optima, training = (read_results(folder, name) for name in RESULTS)
     theory = {}
     if (folder / "theory").is_dir():
-        command = f"python -m pdunroll.theory experiment={config.name}"
-        theory = {name: read_table(folder / "theory" / f"{name}.csv", command) for name in TABLES}
+        again = command("theory", config.name)
+        columns = ("operator", "step_norm")
+        theory = {name: read_table(folder / "theory" / f"{name}.csv", again, columns=columns) for name in TABLES}
     memory = folder / "benchmark/memory.csv"
-    peaks = read_table(memory, f"python -m pdunroll.benchmark experiment={config.name}") if memory.is_file() else []
+    peaks = read_table(memory, command("benchmark", config.name)) if memory.is_file() else []
 
     settings = sorted(
         {Setting(row["primal_mask"], row["step_norm"]) for row in training if row["backprop"] in ("full", "truncated")},
@@ -147,7 +149,7 @@ def read_curves(
             if not (same and np.isclose(mean, last.get(name, np.nan), rtol=1e-5)):
                 raise InputError(
                     f"{folder}/errors/{name}.npz does not belong to {folder}/evaluation.csv; run "
-                    f"`python -m pdunroll.evaluate experiment={folder.name}` again"
+                    f"`{command('evaluate', folder.name)}` again"
                 )
             stored.append(np.vstack([found["errors"], found["optimum_errors"]]))
         return means(np.stack(stored), of_seeds, of_frames)
@@ -187,14 +189,14 @@ def read_errors(folder: Path, name: str) -> dict[str, NDArray]:
 
     import numpy as np
 
-    path, command = folder / "errors" / f"{name}.npz", f"python -m pdunroll.evaluate experiment={folder.name}"
+    path, again = folder / "errors" / f"{name}.npz", command("evaluate", folder.name)
     if not path.is_file():
-        raise InputError(f"{path} is missing; make it with `{command}`")
+        raise InputError(f"{path} is missing; make it with `{again}`")
     try:
         with path.open("rb") as file, np.load(file) as stored:
             return {part: stored[part] for part in ("errors", "optimum_errors", "grid", "frames")}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{path} cannot be read ({error}); make it again with `{command}`") from None
+        raise InputError(f"{path} cannot be read ({error}); make it again with `{again}`") from None
 
 
 def readable(rows: list[Row], heading: str) -> str:
