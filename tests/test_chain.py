@@ -409,7 +409,7 @@ def test_online_tracking_needs_a_login(folder, call, monkeypatch):
 
 def test_unfinished_cells_are_left_out_with_a_warning(folder, call):
     path = folder / "multirun/smoke" / CELLS[0] / "run.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "status": "training"}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "status": "training", "results": None}))
     outcome = call("evaluate", "experiment=smoke")
     assert outcome.status == 0
     assert f"{CELLS[0]} is not finished" in outcome.out + outcome.err

@@ -145,8 +145,9 @@ def test_the_operator_is_the_one_that_validates_best_at_the_optimum(finished, mo
 
 
 def test_a_training_that_was_not_evaluated_names_the_command(finished, call):
-    path = finished / "outputs/smoke/optima.csv"
-    write_table(path, [row for row in read_table(path, "") if row["backprop"] != "truncated"])
+    for name in ("evaluation", "optima", "training"):
+        path = finished / f"outputs/smoke/{name}.csv"
+        write_table(path, [row for row in read_table(path, "") if row["backprop"] != "truncated"])
     done = call("quality", "experiment=smoke")
     assert done.status == 2
     (line,) = done.err.strip().splitlines()

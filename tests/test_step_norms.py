@@ -218,11 +218,11 @@ def test_an_operator_file_may_say_anything_of_its_origin(folder, call, provenanc
     assert "operator: own.npz, 64 x 64, " in done.out
 
 
-@pytest.mark.parametrize("key", ["settings", "results", "environment"])
+@pytest.mark.parametrize("key", ["settings", "results"])
 def test_a_damaged_record_beside_an_operator_is_named(folder, key):
     path = folder / "multirun/smoke" / FROBENIUS / "run.json"
     write_json(path, {**json.loads(path.read_text()), key: {}})
-    with pytest.raises(InputError, match=r"run\.json is damaged") as caught:
+    with pytest.raises(InputError, match=r"run\.json cannot be read") as caught:
         operators.load(path.with_name("operator.npy"))
     assert "\n" not in str(caught.value)
 

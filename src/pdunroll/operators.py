@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from pdunroll.cell import OPERATOR, RECORD
 from pdunroll.errors import InputError
-from pdunroll.runs import atomic, read_array, read_record
-from pdunroll.schema import Provenance, check
+from pdunroll.runs import atomic, read_array, read_json
+from pdunroll.schema import Provenance, Record, check
 from pdunroll.speech import SAMPLE_RATE
 
 SHIPPED = Path(str(resources.files("pdunroll") / "operator.npz"))
@@ -75,7 +75,7 @@ def save(path: str | Path, operator: Operator) -> None:
 
 def _provenance(path: Path) -> dict[str, Any]:
     """What a finished training's record says of its operator."""
-    record = read_record(path)
+    record = read_json(path, kind=Record)  # of any version: an optimum does not depend on the step sizes
     if record["status"] != "finished":
         raise InputError(f"{path.parent} is not a finished training; run its command again")
     settings = record["settings"]

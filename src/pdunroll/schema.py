@@ -86,7 +86,6 @@ class Record(Model):
 class Provenance(Model):
     """What an operator file says of its training, as far as anyone relies on it."""
 
-    data: str | None = None
     bits: Positive | None = None
     sample_rate: Positive | None = None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,14 +50,15 @@ def tracked(
 ) -> Iterator[Run | None]:
     """Open a run below `folder`/wandb, None with tracking=off; finishes it on the way out.
 
-    Runs that were kept there offline before are removed: the new one takes their place, so that `wandb sync` finds one
-    run in a folder. Where runs are uploaded to, one of the same `identity` is replaced. `step` names the metric that
-    the others are drawn over. Raises `InputError` when a login would be asked for, and where none can be opened.
+    Runs that were kept there offline before are removed on the way out: the new one takes their place, so that
+    `wandb sync` finds one run in a folder. One that fails before anything was logged to it leaves them. Where runs are
+    uploaded to, one of the same `identity` is replaced. `step` names the metric that the others are drawn over. Raises
+    `InputError` when a login would be asked for, and where none can be opened.
     """
-    for older in (folder / "wandb").glob("offline-run-*"):
-        shutil.rmtree(older)
+    older = list((folder / "wandb").glob("offline-run-*"))
     if tracking.mode == "disabled":
         yield None
+        remove(older)
         return
     with mode_in_environment(tracking):
         import wandb
@@ -88,9 +89,18 @@ def tracked(
         try:  # not `with run`, which would print a traceback
             yield run
         except BaseException:
+            began, own = run.step > 0, Path(run.dir).parent
             run.finish(exit_code=1)
+            remove(older if began else [own])
             raise
         run.finish()
+        remove(older)
+
+
+def remove(folders: Iterable[Path]) -> None:
+    """Remove runs that another has taken the place of, or that nothing was logged to."""
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def require_login() -> None:
