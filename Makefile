@@ -21,6 +21,7 @@ test: .venv/installed lint
 lint: .venv/installed
 	ruff check .
 	ruff format --check .
+	lint-imports
 
 .venv/installed: pyproject.toml $(LOCK)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 
 import pdunroll
-from pdunroll import operators
-from pdunroll.frames import load, read_manifest
-from pdunroll.runs import write_table
+from pdunroll.files import write_table
+from pdunroll.restore import operator_file as operators
+from pdunroll.speech.frames import load, read_manifest
 
 SENTENCES, BITS = 8, (2, 3, 4, 5, 6, 8)
 

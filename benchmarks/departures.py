@@ -22,12 +22,12 @@ import numpy as np
 import torch
 
 import pdunroll
-from pdunroll.config import Optimization
-from pdunroll.frames import Frames, load, read_manifest
-from pdunroll.network import UnrolledNetwork
-from pdunroll.quantizer import radius
-from pdunroll.runs import write_table
-from pdunroll.training import FrameData, fit
+from pdunroll.commands.config import Optimization
+from pdunroll.files import write_table
+from pdunroll.speech.frames import Frames, load, read_manifest
+from pdunroll.speech.quantizer import radius
+from pdunroll.training.module import FrameData, fit
+from pdunroll.training.network import UnrolledNetwork
 
 L, BITS = 30, 4
 RELEASED = {

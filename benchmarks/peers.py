@@ -302,7 +302,7 @@ def serve() -> None:
 def rate(batch: int) -> float:
     """Return the seconds of one product of a batch with the operator, the best of many."""
     import pdunroll
-    from pdunroll.engine import compiled_loops
+    from pdunroll.core.engine import compiled_loops
 
     loops, products = compiled_loops()
     K, a, out = (
@@ -410,6 +410,37 @@ def cpu() -> str:
     return f"{model} (family {family}, model {number})"
 
 
+def draw(rows: list[dict[str, Any]], stem: Path, origin: str) -> None:
+    """Draw each peer's time over ours against L: a panel for each mode and number of threads."""
+    import matplotlib.pyplot as plt
+
+    from pdunroll.report.style import save, set_style
+
+    set_style()
+    threads = sorted({row["threads"] for row in rows})
+    figure, axes = plt.subplots(
+        len(threads), 2, figsize=(9, 3.2 * len(threads)), sharex=True, sharey=True, squeeze=False, layout="constrained"
+    )
+    for line, count in zip(axes, threads, strict=True):
+        for ax, mode in zip(line, ("full", "truncated"), strict=True):
+            for number, name in enumerate(PEERS):
+                for batch, style in zip(sorted({row["batch"] for row in rows}), ("-o", "--s"), strict=False):
+                    own = [row for row in rows if (row["peer"], row["mode"], row["threads"]) == (name, mode, count)]
+                    own = [row for row in own if row["batch"] == batch]
+                    if own and name != "ours":
+                        label = f"{name}, batch {batch}"
+                        ratios = [row["over_ours"] for row in own]
+                        ax.plot([row["l"] for row in own], ratios, style, color=f"C{number}", label=label, markersize=4)
+            ax.axhline(1, color="0.3", linewidth=1)
+            ax.set(xscale="log", yscale="log", title=f"{mode}, {count} thread{'s' if count > 1 else ''}")
+        line[0].set_ylabel("time of a step over ours")
+    for ax in axes[-1]:
+        ax.set_xlabel("L")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", fontsize=7)
+    save(figure, stem, origin)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("prepared", type=Path, help="a folder that `prepare` wrote, of 4-bit frames of 320 samples")
@@ -422,15 +453,17 @@ def main() -> None:
     options = parser.parse_args()
 
     import pdunroll
-    from pdunroll.frames import load
-    from pdunroll.runs import write_table
+    from pdunroll.files import write_table
+    from pdunroll.speech.frames import load
 
     test = load(options.prepared, "test")
     nontrivial = (np.abs(test.observation) > ETA).any(axis=1)
     frames = test.truth[nontrivial], test.observation[nontrivial]
     rows = compare(frames, pdunroll.dct_operator(320, 320).numpy(), options)
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    write_table(options.table, [{**row, "cpu": cpu(), "commit": commit.stdout.strip()} for row in rows])
+    git = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    write_table(options.table, [{**row, "cpu": cpu(), "commit": commit} for row in rows])
+    draw(rows, options.table.with_suffix(""), f"benchmarks/peers.py   {cpu()}   commit {commit}")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python benchmarks/steps.py outputs/quick/prepared
 
-Prints, for each product of `pdunroll.engine` and each L, the minimum over many steps in ms (norm, iterations, gradient,
+Prints, for each product of `core.engine` and each L, the minimum over many steps in ms (norm, iterations, gradient,
 Adam; released mask, batch 32, one thread) and its ratio to 6 L or 2 L + 2 min(b, L) products.
 """
 
@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 import pdunroll
-from pdunroll.engine import compiled_loops
-from pdunroll.frames import load
+from pdunroll.core.engine import compiled_loops
+from pdunroll.speech.frames import load
 
 BATCH, ETA = 32, 1 / 16
 

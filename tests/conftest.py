@@ -19,9 +19,9 @@ from hydra import compose, initialize_config_dir
 from hypothesis import settings
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pdunroll import engine
-from pdunroll.config import CONF, Config, run
-from pdunroll.config import settings as settings_from
+from pdunroll.commands.config import CONF, Config, run
+from pdunroll.commands.config import settings as settings_from
+from pdunroll.core import engine
 
 settings.register_profile("same", derandomize=True)  # the same examples at each run
 settings.load_profile("same")
@@ -40,15 +40,15 @@ class Outcome(NamedTuple):
 
 @pytest.fixture
 def call(monkeypatch, capfd, tmp_path):
-    """Call an entry point in this process, as `python -m pdunroll.NAME ARGUMENTS` in an empty folder would."""
+    """Call an entry point in this process, as `pdunroll NAME ARGUMENTS` in an empty folder would."""
     monkeypatch.chdir(tmp_path)
 
     def call(name: str, *arguments: str) -> Outcome:
-        monkeypatch.setattr(sys, "argv", [f"pdunroll.{name}", *arguments])
+        monkeypatch.setattr(sys, "argv", [f"pdunroll {name}", *arguments])
         capfd.readouterr()
         status = 0
         try:
-            run(importlib.import_module(f"pdunroll.{name}").main)
+            run(importlib.import_module(f"pdunroll.commands.{name}").main, composed=name != "restore")
         except SystemExit as leaving:
             status = leaving.code
         return Outcome(status, *capfd.readouterr())
@@ -84,9 +84,9 @@ def refused(outcome, *named: str) -> None:
 
 
 def command(name: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run `python -m pdunroll.NAME ARGUMENTS` in a process of its own."""
+    """Run `pdunroll NAME ARGUMENTS` in a process of its own."""
     return subprocess.run(
-        [sys.executable, "-m", f"pdunroll.{name}", *arguments], cwd=cwd, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "pdunroll", name, *arguments], cwd=cwd, capture_output=True, text=True, check=False
     )
 
 

@@ -16,8 +16,10 @@ import numpy as np
 import soundfile
 
 with atheris.instrument_imports(include=["pdunroll"]):
-    from pdunroll import levels, recordings, speech
     from pdunroll.errors import InputError
+    from pdunroll.restore import grid as levels
+    from pdunroll.restore import recordings
+    from pdunroll.speech import sources as speech
 
 FOLDER = Path(tempfile.mkdtemp(dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
 PATH = FOLDER / "x.wav"

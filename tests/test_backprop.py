@@ -10,9 +10,9 @@ import torch
 
 import oracles
 import pdunroll
-from pdunroll.backprop import _Unrolled
-from pdunroll.chambolle_pock import chambolle_pock
-from pdunroll.engine import engine_for
+from pdunroll.core.chambolle_pock import chambolle_pock
+from pdunroll.core.engine import engine_for
+from pdunroll.core.gradients import _Unrolled
 
 ETA = 1 / 16
 SHAPES = [(18, 18), (11, 18), (25, 18)]
@@ -124,7 +124,7 @@ def test_blocks_change_nothing(monkeypatch, mask, L, rows, every):
     strategy = pdunroll.Full(primal_mask=mask, checkpoint_every=every)
     options = {"extrapolation": 0.7, "step_ratio": 4.0}
     expected = gradient(operator, truth, x, L, strategy, **options)[1]
-    monkeypatch.setattr("pdunroll.backprop.ROWS", rows)  # of 4 frames, so 1, 1, 2, 3 or all iterations at once
+    monkeypatch.setattr("pdunroll.core.gradients.ROWS", rows)  # of 4 frames, so 1, 1, 2, 3 or all iterations at once
     assert relative(gradient(operator, truth, x, L, strategy, **options)[1], expected) < 1e-12
 
 
@@ -162,7 +162,9 @@ def test_truncated_keeps_the_last_iterate_only(monkeypatch):
     engine = engine_for(chambolle_pock(operator, radius=ETA), operator)
 
     def size(strategy, L):
-        monkeypatch.setattr("pdunroll.engine._kept", [])  # memory that is used again may be larger than what is kept
+        monkeypatch.setattr(
+            "pdunroll.core.engine._kept", []
+        )  # memory that is used again may be larger than what is kept
         kept = strategy.forward(engine, operator.detach(), x, L)[1]
         return sum(tensor.untyped_storage().nbytes() for tensor in kept)
 

@@ -7,8 +7,9 @@ import shutil
 import pytest
 import torch
 
-from pdunroll import Full, benchmark, dct_operator
-from pdunroll.benchmark import Problem
+from pdunroll import Full, dct_operator
+from pdunroll.commands import benchmark
+from pdunroll.commands.benchmark import Problem
 from test_backprop import ETA, problem
 from test_chain import table
 

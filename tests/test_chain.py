@@ -19,7 +19,7 @@ import yaml
 
 import pdunroll
 from conftest import SMOKE_CELLS, command, environment, replace, repro
-from pdunroll.frames import load
+from pdunroll.speech.frames import load
 
 CELLS = SMOKE_CELLS
 
@@ -165,7 +165,7 @@ def test_figures_and_summary(smoke):
 
 
 def test_grid_is_log_spaced_and_contains_the_depths():
-    from pdunroll.inference import log_grid
+    from pdunroll.evaluation.curves import log_grid
 
     for iterations, points in ((100_000, 100), (3000, 100), (3000, 250)):
         grid = log_grid(iterations, points, [37, 700])
@@ -245,15 +245,15 @@ def comment(project: Path, preset: Path) -> None:
     """Change what changes nothing."""
     preset.write_text(preset.read_text() + "# a comment\n")
     (project / "README.md").write_text("Other words.\n")
-    replace(project / "src/pdunroll/training.py", "class History", "# a comment\n\n\nclass History")
+    replace(project / "src/pdunroll/training/module.py", "class History", "# a comment\n\n\nclass History")
 
 
 @pytest.mark.slow
 def test_dvc_runs_what_changed_code_decides(folder):
-    replace(folder / "src/pdunroll/figures.py", "markersize=7", "markersize=8")
+    replace(folder / "src/pdunroll/report/figures.py", "markersize=7", "markersize=8")
     assert ran(repro(folder)) == {"settings", "figures", "report"}
     before = (folder / "outputs/smoke/evaluation.csv").read_bytes()
-    replace(folder / "src/pdunroll/training.py", "0.5 * (self.network", "0.6 * (self.network")
+    replace(folder / "src/pdunroll/training/module.py", "0.5 * (self.network", "0.6 * (self.network")
     printed = repro(folder)
     assert {"sweep", "evaluate"} <= ran(printed)
     assert "prepare" not in ran(printed)
@@ -261,26 +261,35 @@ def test_dvc_runs_what_changed_code_decides(folder):
     assert (folder / "outputs/smoke/evaluation.csv").read_bytes() != before
 
 
-@pytest.mark.slow
-def test_a_changed_strategy_trains_its_own_cells_again(project):
-    def trained(*overrides: str) -> set[str]:
+def test_only_a_changed_strategy_of_ones_own_trains_again_by_itself(project):
+    (project / "src/mine.py").write_text("import pdunroll\n\n\nclass Mine(pdunroll.Full):\n    pass\n")
+    preset = (project / "conf/backprop/full.yaml").read_text()
+    (project / "conf/backprop/mine.yaml").write_text(
+        preset.replace("pdunroll.Full", "mine.Mine").replace("full", "mine")
+    )
+
+    def trained(*overrides: str) -> tuple[set[str], str]:
         done = subprocess.run(
-            [sys.executable, "-m", "pdunroll.train", "-m", "experiment=smoke", "tracking=off",
-             "backprop=full,implicit", "network.iterations=3", *overrides],
+            [sys.executable, "-m", "pdunroll", "train", "-m", "experiment=smoke", "tracking=off",
+             "backprop=full,mine", "network.iterations=3", *overrides],
             cwd=project, env=environment(project), capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
-        return {
-            name for name in ("full", "implicit") if f"{name}-active_set-frobenius-L3-seed0  step 16" in done.stdout
-        }
+        names = {name for name in ("full", "mine") if f"{name}-active_set-frobenius-L3-seed0  step 16" in done.stdout}
+        return names, done.stdout
 
     assert command("prepare", "experiment=smoke", cwd=project).returncode == 0
-    assert trained() == {"full", "implicit"}
-    replace(project / "src/pdunroll/implicit.py", "import torch\n", "import math\nimport torch\n")
-    assert trained() == {"implicit"}
-    replace(project / "src/pdunroll/backprop.py", "import torch\n", "import math\nimport torch\n")
-    assert trained() == {"full", "implicit"}
-    assert trained("backprop.primal_mask=active_set") == set()  # the same setting, said once more
+    assert trained()[0] == {"full", "mine"}
+    replace(project / "src/mine.py", "    pass", "    number = 1")
+    assert trained()[0] == {"mine"}
+    replace(project / "src/pdunroll/errors.py", "import math\n", "import cmath\nimport math\n")
+    assert "all 2 trainings are finished" in trained()[1]
+    replace(project / "src/pdunroll/core/gradients.py", "import math\n", "import cmath\nimport math\n")
+    names, printed = trained()
+    assert names == set()
+    assert "2 finished trainings were made by other code and are kept: " in printed
+    assert trained("retrain=true")[0] == {"full", "mine"}
+    assert trained("retrain=true")[0] == set()
 
 
 def test_a_changed_audio_file_is_noticed(project):
@@ -353,7 +362,11 @@ def test_bad_settings_in_a_sweep_are_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "makes"),
-    [("train", "pdunroll.prepare"), ("evaluate", "pdunroll.prepare"), ("figures", "pdunroll.evaluate")],
+    [
+        ("train", "pdunroll prepare"),
+        ("evaluate", "pdunroll prepare"),
+        ("figures", "pdunroll evaluate"),
+    ],
 )
 def test_stages_out_of_order_say_what_to_run(call, name, makes):
     refused(call(name, "experiment=smoke"), makes)
@@ -361,7 +374,7 @@ def test_stages_out_of_order_say_what_to_run(call, name, makes):
 
 def test_evaluation_before_training(folder, call):
     shutil.rmtree(folder / "multirun")
-    refused(call("evaluate", "experiment=smoke"), "multirun/smoke", "pdunroll.train -m experiment=smoke")
+    refused(call("evaluate", "experiment=smoke"), "multirun/smoke", "pdunroll train -m experiment=smoke")
 
 
 def test_data_that_is_not_there(call, tmp_path):
@@ -378,7 +391,7 @@ def test_data_of_other_settings(folder, call):
 
 
 def test_theory_of_what_is_not_there(folder, call):
-    refused(call("theory", "experiment=smoke", "theory.cells=[nothing]"), "theory.cells", "nothing")
+    refused(call("theory", "experiment=smoke", "theory.runs=[nothing]"), "theory.runs", "nothing")
     refused(call("theory", "experiment=smoke", "theory.frames=16"), "theory.frames", "theory.count_frames")
 
 

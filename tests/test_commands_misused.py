@@ -20,12 +20,12 @@ import soundfile
 
 import pdunroll
 from conftest import Outcome, command, refused, state
-from pdunroll.cell import environment
-from pdunroll.config import Optimization
+from pdunroll.commands.config import Optimization
 from pdunroll.errors import InputError
-from pdunroll.network import UnrolledNetwork
-from pdunroll.runs import read_json, write_json
-from pdunroll.training import UnrolledTraining
+from pdunroll.files import read_json
+from pdunroll.training.module import UnrolledTraining
+from pdunroll.training.network import UnrolledNetwork
+from pdunroll.training.run_folder import environment
 
 PREPARE = ("experiment=smoke", "data=folder", "data.root=audio", "~data.source.minutes", "tracking=off")
 NOISE = np.random.default_rng(0).uniform(-0.5, 0.5, 8000)
@@ -48,7 +48,7 @@ def prepared(call, tmp_path, audio) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("setting", ["name", "cell"])
+@pytest.mark.parametrize("setting", ["name", "run"])
 @pytest.mark.parametrize("value", ["../../x", "/abs", ".", "..", "''", "a/b", '"a\\nb"'])
 @pytest.mark.parametrize("mode", [(), ("-m",)])
 def test_names_that_lead_elsewhere_write_nothing(call, monkeypatch, tmp_path, setting, value, mode):
@@ -84,7 +84,7 @@ LONG = ("network.iterations=10", "optimization.epochs=2000", "optimization.valid
 def sweep(prepared):
     """A sweep of two trainings that has begun and goes on for a minute; it is killed in the end."""
     process = subprocess.Popen(
-        [sys.executable, "-u", "-m", "pdunroll.train", "-m", *PREPARE, *LONG, "backprop=full,truncated",
+        [sys.executable, "-u", "-m", "pdunroll", "train", "-m", *PREPARE, *LONG, "backprop=full,truncated",
          "backprop.primal_mask=active_set", "hydra.launcher.n_jobs=2"],
         cwd=prepared, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
@@ -133,7 +133,7 @@ def test_workers_end_when_the_parent_of_a_sweep_is_killed(sweep):
 
 def piped(name: str, *arguments: str, cwd: Path, close: str) -> tuple[int, str]:
     """Run a command whose standard output, or errors too, nobody reads; its status and what it said there."""
-    command = [sys.executable, "-m", f"pdunroll.{name}", *arguments]
+    command = [sys.executable, "-m", "pdunroll", name, *arguments]
     if close == "closed":
         done = subprocess.run(["sh", "-c", '"$@" >&- 2>&-', "sh", *command], cwd=cwd, check=False)
         return done.returncode, ""
@@ -152,8 +152,8 @@ def test_a_reader_that_leaves_takes_no_result_along(prepared, audio, close):
     soundfile.write(prepared / "coarse.wav", pdunroll.quantize(soundfile.read(audio / "0.wav")[0], 3), 16000)
     sweep = ("-m", *PREPARE, "network.iterations=3", "backprop=full,truncated", "backprop.primal_mask=active_set")
     for name, arguments, result in (
-        ("dequantize", ("coarse.wav", "out.wav"), "out.wav"),
-        ("dequantize", ("--help",), None),
+        ("restore", ("coarse.wav", "out.wav"), "out.wav"),
+        ("restore", ("--help",), None),
         ("prepare", (*PREPARE, "prepared=again"), "again/manifest.json"),
         ("train", sweep, "multirun/smoke/sweep.csv"),
         ("evaluate", (*PREPARE, "evaluation.jobs=2"), "outputs/smoke/metrics.json"),
@@ -164,7 +164,7 @@ def test_a_reader_that_leaves_takes_no_result_along(prepared, audio, close):
         assert "BrokenPipe" not in errors
         assert "Traceback" not in errors
         assert result is None or (prepared / result).is_file()
-    assert piped("dequantize", "none.wav", "x.wav", cwd=prepared, close=close)[0] == 2
+    assert piped("restore", "none.wav", "x.wav", cwd=prepared, close=close)[0] == 2
 
 
 HUGE = str(10**30)
@@ -224,7 +224,7 @@ def test_odd_file_names_are_read_and_refused_on_one_line(tmp_path, audio, name, 
     variables = {**os.environ, "PYTHONIOENCODING": encoding, "LC_ALL": "C", "PYTHONUTF8": "0"}
 
     def run(module: str, *arguments: str | bytes) -> Outcome:
-        program = [sys.executable, "-m", f"pdunroll.{module}", *arguments]
+        program = [sys.executable, "-m", "pdunroll", module, *arguments]
         done = subprocess.run(program, cwd=tmp_path, env=variables, capture_output=True, check=False)
         return Outcome(done.returncode, done.stdout.decode("utf-8"), done.stderr.decode("utf-8"))
 
@@ -233,17 +233,17 @@ def test_odd_file_names_are_read_and_refused_on_one_line(tmp_path, audio, name, 
     os.rename(tmp_path / "x.wav", path)
     odd = os.fsencode(tmp_path) + b"/" + name
     for source, output in ((path, os.fsencode(tmp_path / "out.wav")), (path, odd)):
-        assert run("dequantize", source, output) == (0, mock.ANY, mock.ANY)
+        assert run("restore", source, output) == (0, mock.ANY, mock.ANY)
         assert os.path.isfile(output)
     assert run("prepare", *PREPARE) == (0, mock.ANY, mock.ANY)
     with open(path, "wb") as file:
         file.write(b"no audio")
-    refused(run("dequantize", path, tmp_path / "out.wav"), "cannot be read as audio")
+    refused(run("restore", path, tmp_path / "out.wav"), "cannot be read as audio")
     refused(run("prepare", *PREPARE), "cannot be read as audio")
 
 
 def test_prepare_twice_at_once(tmp_path, audio):
-    program = [sys.executable, "-m", "pdunroll.prepare", *PREPARE]
+    program = [sys.executable, "-m", "pdunroll", "prepare", *PREPARE]
     processes = [
         subprocess.Popen(program, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         for _ in range(3)
@@ -255,7 +255,7 @@ def test_prepare_twice_at_once(tmp_path, audio):
 
 @pytest.mark.parametrize("to", ["all", "parent"])
 def test_prepare_interrupted(tmp_path, to):
-    program = [sys.executable, "-m", "pdunroll.prepare", "experiment=smoke", "data.source.minutes=500"]
+    program = [sys.executable, "-m", "pdunroll", "prepare", "experiment=smoke", "data.source.minutes=500"]
     process = subprocess.Popen(
         program, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # what runs in the background ignores it
@@ -275,33 +275,21 @@ def test_prepare_interrupted(tmp_path, to):
 def test_hints_repeat_the_overrides_that_were_used(prepared, call):
     own = (*PREPARE, "name=own", "prepared=outputs/smoke/prepared")
     given = shlex.join(own)
-    refused(call("evaluate", *own), f"`python -m pdunroll.train -m {given}`")
-    refused(call("figures", *own), f"`python -m pdunroll.evaluate {given}`")
-    refused(call("report", *own), f"`python -m pdunroll.evaluate {given}`")
+    refused(call("evaluate", *own), f"`python -m pdunroll train -m {given}`")
+    refused(call("figures", *own), f"`python -m pdunroll evaluate {given}`")
+    refused(call("report", *own), f"`python -m pdunroll evaluate {given}`")
     one = ("-m", *own, "network.iterations=3", "backprop=full", "backprop.primal_mask=active_set")
     assert command("train", *one, cwd=prepared).returncode == 0
     assert call("evaluate", *own).status == 0
-    refused(call("report", *own), f"`python -m pdunroll.figures {given}`")
+    refused(call("report", *own), f"`python -m pdunroll figures {given}`")
     done = call("figures", *own)
-    assert f"python -m pdunroll.evaluate {given}   seed 0" in done.out
+    assert f"python -m pdunroll evaluate {given}   seed 0" in done.out
     assert call("report", *own).status == 0  # with the frames in another folder
 
 
 def test_a_missing_file_is_not_called_damaged(tmp_path):
     with pytest.raises(InputError, match="is missing"):
         read_json(tmp_path / "none.json")
-
-
-def test_trainings_that_go_on_need_no_negative_time(prepared):
-    arguments = ("-m", *PREPARE, "network.iterations=3", "backprop=full", "backprop.primal_mask=active_set")
-    assert command("train", *arguments, cwd=prepared).returncode == 0
-    (record,) = (prepared / "multirun/smoke").glob("*/run.json")
-    write_json(record, {**json.loads(record.read_text()), "status": "training", "results": None})
-    (record.parent / "last.ckpt").write_text("")
-    table = (record.parent / "training.csv").read_text().splitlines()
-    (record.parent / "training.csv").write_text("\n".join([table[0], "9" + table[-1]]) + "\n")
-    done = command("train", *arguments, cwd=prepared)
-    assert "about 0 s for the rest" in done.stdout
 
 
 def test_a_training_that_cannot_begin_is_not_blamed_on_the_learning_rate():
@@ -313,7 +301,7 @@ def test_a_training_that_cannot_begin_is_not_blamed_on_the_learning_rate():
 
 def test_a_result_of_silence_is_announced(tmp_path, call):
     soundfile.write(tmp_path / "coarse.wav", pdunroll.quantize(NOISE, 1), 16000)
-    done = call("dequantize", "coarse.wav", "out.wav")
+    done = call("restore", "coarse.wav", "out.wav")
     assert "silence" in done.out
     soundfile.write(tmp_path / "finer.wav", pdunroll.quantize(1.9 * NOISE, 2), 16000)
-    assert "silence" not in call("dequantize", "finer.wav", "out.wav").out
+    assert "silence" not in call("restore", "finer.wav", "out.wav").out

@@ -13,8 +13,8 @@ from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 
 import pdunroll
-from pdunroll.config import CONF, InputError, build, settings
-from pdunroll.speech import IEEE, Folder, Synthetic
+from pdunroll.commands.config import CONF, InputError, build, settings
+from pdunroll.speech.sources import IEEE, Folder, Synthetic
 
 GROUPS = ("data", "backprop", "algorithm", "experiment", "sweep", "trainer", "tracking")
 
@@ -87,7 +87,7 @@ def test_launchers(launcher):
 
 def test_cell_folder_names_tell_cells_apart():
     def cell(*overrides: str) -> str:
-        return settings(composed(*overrides)).cell
+        return settings(composed(*overrides)).run
 
     assert cell("network.iterations=100") == "full-active_set-frobenius-L100-seed0"
     names = {
@@ -159,8 +159,8 @@ def test_settings_of_the_wrong_type_or_name_are_refused():
 @pytest.mark.parametrize("name", ["prepare", "train", "evaluate", "theory", "figures", "settings", "verdicts"])
 def test_help_needs_no_torch(name):
     program = (
-        f"import sys, runpy; sys.argv = ['pdunroll.{name}', '--help']\n"
-        f"try: runpy.run_module('pdunroll.{name}', run_name='__main__', alter_sys=True)\n"
+        f"import sys; from pdunroll.__main__ import main; sys.argv = ['pdunroll', '{name}', '--help']\n"
+        "try: main()\n"
         "finally: assert not {'torch', 'librosa', 'matplotlib', 'wandb'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)

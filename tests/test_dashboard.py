@@ -173,8 +173,8 @@ def test_made_again_it_takes_the_place_of_the_old_one(finished):
 
 def test_without_evaluation_or_package_one_line_says_so(call, monkeypatch):
     done = call("dashboard", "experiment=smoke")
-    assert (done.status, "python -m pdunroll.evaluate experiment=smoke" in done.err) == (2, True)
-    monkeypatch.setattr("pdunroll.dashboard.find_spec", lambda name: None)
+    assert (done.status, "python -m pdunroll evaluate experiment=smoke" in done.err) == (2, True)
+    monkeypatch.setattr("pdunroll.report.dashboard.find_spec", lambda name: None)
     done = call("dashboard", "experiment=smoke")
     assert (done.status, "pip install -e '.[dashboard]'" in done.err) == (2, True)
 
@@ -236,14 +236,17 @@ def test_saving_and_saving_again(finished, tmp_path):
     server = ThreadingHTTPServer(("127.0.0.1", 0), FakeServer)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     # uploading runs is wandb's own part: left out here
-    program = "from pdunroll import config, dashboard; dashboard.record = lambda *_: None; config.run(dashboard.main)"
+    program = (
+        "from pdunroll.__main__ import main; from pdunroll.report import dashboard\n"
+        "dashboard.record = lambda *_: None; main()"
+    )
     environment = {
         **os.environ, "WANDB_BASE_URL": f"http://127.0.0.1:{server.server_port}", "WANDB_API_KEY": 40 * "a",
         "HOME": str(tmp_path),
     }  # fmt: skip
     for _ in range(2):
         done = subprocess.run(
-            [sys.executable, "-c", program, "experiment=smoke", "tracking=online"],
+            [sys.executable, "-c", program, "dashboard", "experiment=smoke", "tracking=online"],
             cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr

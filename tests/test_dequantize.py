@@ -14,10 +14,10 @@ import torch
 
 import pdunroll
 from conftest import command
-from pdunroll import operators
 from pdunroll.errors import InputError
-from pdunroll.levels import find, mid_rise
-from pdunroll.recordings import Distortion, storable
+from pdunroll.restore import operator_file as operators
+from pdunroll.restore.grid import find, mid_rise
+from pdunroll.restore.recordings import Distortion, storable
 
 n = 32  # of the operator that most tests use: the shipped one takes ten times as long
 
@@ -151,9 +151,9 @@ def test_storage_does_not_leave_the_cells(tmp_path, bits, name):
 
 @pytest.mark.parametrize("samples", [1, 5, n - 1, n, n + 1, 3 * n, 4 * n + 7])
 def test_frames_are_solved_as_they_stand(folder, call, monkeypatch, samples):
-    monkeypatch.setattr("pdunroll.dequantize.BLOCK", 2)
+    monkeypatch.setattr("pdunroll.restore.restore.BLOCK", 2)
     x = written(folder / "in.wav", pdunroll.quantize(sound(samples), 4), subtype="FLOAT")[:, 0]
-    done = call("dequantize", "in.wav", "out.wav", "--operator", "dct.npy", "--bits", "4")
+    done = call("restore", "in.wav", "out.wav", "--operator", "dct.npy", "--bits", "4")
     assert done.status == 0, done.err
     assert f"{-(-samples // n)} of {-(-samples // n)} frames certified" in done.out
 
@@ -186,7 +186,7 @@ def test_every_sample_stays_in_its_cell(folder, call, rate, source, subtype, tar
     truth = 0.9 * np.stack([sound(200 * n + 3, rate, seed) for seed in (0, 1)], axis=1)
     x, centre = ladder(kind, truth, 4)
     written(folder / source, x, rate, subtype)
-    done = call("dequantize", source, target, "--operator", "dct.npy")
+    done = call("restore", source, target, "--operator", "dct.npy")
     assert done.status == 0, done.err
     assert f"channel 2: {kind}, " in done.out
     assert "402 of 402 frames certified" in done.out
@@ -202,7 +202,7 @@ def test_scaled_recording_gives_the_scaled_result(folder, call):
     results = []
     for scale in (1.0, 1 / 0.9375, 0.01):
         written(folder / "in.wav", scale * x, subtype="FLOAT")
-        assert call("dequantize", "in.wav", "out.wav", "--operator", "dct.npy").status == 0
+        assert call("restore", "in.wav", "out.wav", "--operator", "dct.npy").status == 0
         out = soundfile.read(folder / "out.wav")[0]
         assert (np.abs(out - scale * x) <= scale * (1 / 16 + 1e-6)).all()
         results.append(out / scale)
@@ -214,7 +214,7 @@ def test_channels_have_cells_of_their_own(folder, call):
     silence, one = np.zeros(4 * n), np.full(4 * n, 1.5 / 8)
     x = np.stack([pdunroll.quantize(wave, 4), 0.3 * pdunroll.quantize(wave, 2), silence, one], axis=1)
     written(folder / "in.wav", x, subtype="FLOAT")
-    done = call("dequantize", "in.wav", "out.wav", "--operator", "dct.npy")
+    done = call("restore", "in.wav", "out.wav", "--operator", "dct.npy")
     assert done.status == 0, done.err
     for line in (r"1: mid-rise, \d+ levels 0\.125 ", "2: mid-rise, 4 levels 0.15 ", "3: silent", "4: mid-rise"):
         assert re.search(f"^channel {line}", done.out, re.M)
@@ -228,7 +228,7 @@ def test_operator_that_comes_with_the_package(folder):
     truth = sound(16_000)
     x = written(folder / "in.wav", pdunroll.quantize(truth, 4))[:, 0]
     soundfile.write(folder / "truth.wav", truth, 16_000, subtype="DOUBLE")
-    done = command("dequantize", "in.wav", "out.wav", "--reference", "truth.wav", cwd=folder)
+    done = command("restore", "in.wav", "out.wav", "--reference", "truth.wav", cwd=folder)
     assert done.returncode == 0, done.stderr
     assert "50 of 50 frames certified" in done.stdout
     assert "trained on ieee at 4 bits and 16000 Hz\n" in done.stdout
@@ -259,16 +259,16 @@ def test_distortion_in_blocks():
 def test_recordings_that_gain_little_are_said_to(folder, call):
     for bits, said in ((6, False), (8, True)):
         written(folder / "in.wav", pdunroll.quantize(sound(3 * n), 4), subtype="FLOAT")
-        done = call("dequantize", "in.wav", "out.wav", "--operator", "dct.npy", "--bits", str(bits))
+        done = call("restore", "in.wav", "out.wav", "--operator", "dct.npy", "--bits", str(bits))
         assert done.status == 0, done.err
         assert ("further from the truth" in done.out) == said
 
 
 def test_uncertified_frames_are_said(folder, call, monkeypatch):
-    monkeypatch.setattr("pdunroll.dequantize.TOLERANCE", 1e-30)
-    monkeypatch.setattr("pdunroll.optimum.solve.__kwdefaults__", {"max_iterations": 30, "algorithm": None})
+    monkeypatch.setattr("pdunroll.restore.restore.TOLERANCE", 1e-30)
+    monkeypatch.setattr("pdunroll.core.solve.solve.__kwdefaults__", {"max_iterations": 30, "algorithm": None})
     x = written(folder / "in.wav", pdunroll.quantize(sound(3 * n), 4))[:, 0]
-    done = call("dequantize", "in.wav", "out.wav", "--operator", "dct.npy")
+    done = call("restore", "in.wav", "out.wav", "--operator", "dct.npy")
     assert done.status == 0, done.err
     assert "0 of 3 frames certified" in done.out
     assert (np.abs(soundfile.read(folder / "out.wav")[0] - x) <= 1 / 16 + 2.0**-15).all()
@@ -276,8 +276,8 @@ def test_uncertified_frames_are_said(folder, call, monkeypatch):
 
 def test_help_needs_no_torch():
     program = (
-        "import sys, runpy; sys.argv = ['pdunroll.dequantize', '--help']\n"
-        "try: runpy.run_module('pdunroll.dequantize', run_name='__main__', alter_sys=True)\n"
+        "import sys; from pdunroll.__main__ import main; sys.argv = ['pdunroll', 'restore', '--help']\n"
+        "try: main()\n"
         "finally: assert not {'torch', 'librosa', 'soundfile'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
@@ -359,7 +359,7 @@ def bad(folder):
 )
 def test_bad_input_is_one_line(bad, call, arguments, named):
     before = {path: path.read_bytes() for path in bad.iterdir() if path.is_file()}
-    done = call("dequantize", *arguments.split())
+    done = call("restore", *arguments.split())
     assert done.status == 2
     assert done.out == ""
     (line,) = done.err.splitlines()
@@ -369,8 +369,8 @@ def test_bad_input_is_one_line(bad, call, arguments, named):
 
 
 def test_interrupted_restoration_leaves_the_old_output(bad, call, monkeypatch):
-    monkeypatch.setattr("pdunroll.dequantize.BLOCK", 2)
-    from pdunroll.dequantize import restore
+    monkeypatch.setattr("pdunroll.restore.restore.BLOCK", 2)
+    from pdunroll.restore.restore import restore
 
     calls = []
 
@@ -380,10 +380,10 @@ def test_interrupted_restoration_leaves_the_old_output(bad, call, monkeypatch):
             raise OSError("no space left on device")
         return restore(*arguments)
 
-    monkeypatch.setattr("pdunroll.dequantize.restore", failing)
+    monkeypatch.setattr("pdunroll.restore.restore.restore", failing)
     (bad / "out.wav").write_bytes(b"old")
     before = sorted(bad.iterdir())
-    done = call("dequantize", "in.wav", "out.wav", "--operator", "dct.npy")
+    done = call("restore", "in.wav", "out.wav", "--operator", "dct.npy")
     assert done.status == 2
     assert "out.wav cannot be written (no space left on device)" in done.err.splitlines()[-1]
     assert sorted(bad.iterdir()) == before
@@ -406,7 +406,7 @@ def test_shipped_operator_says_what_made_it():
 def test_operator_of_a_training(smoke, folder, call):
     cell = smoke / "multirun/smoke/full-active_set-frobenius-L10-seed0"
     record = json.loads((cell / "run.json").read_text())
-    made = operators.of_cell(cell, "the command")
+    made = operators.from_run(cell, "the command")
     operators.save(folder / "own.npz", made)
     back = operators.load(folder / "own.npz")
     assert back.provenance == made.provenance
@@ -418,7 +418,7 @@ def test_operator_of_a_training(smoke, folder, call):
     written(folder / "in.wav", pdunroll.quantize(sound(200), 4))
     outputs = []
     for path in (folder / "own.npz", cell / "operator.npy"):
-        done = call("dequantize", "in.wav", "out.wav", "--operator", str(path))
+        done = call("restore", "in.wav", "out.wav", "--operator", str(path))
         assert done.status == 0, done.err
         assert "64 x 64, trained on synthetic at 4 bits and 16000 Hz\n" in done.out
         outputs.append((folder / "out.wav").read_bytes())
@@ -433,13 +433,13 @@ def test_unfinished_training_has_no_operator(folder):
     settings = {
         "seed": 0, "data": {"name": "mine", "bits": 4}, "network": {"iterations": 10, "step_norm": "frobenius"},
         "optimization": {},
-        "backprop": {"name": "full", "primal_mask": "active_set", "strategy": {"_target_": "pdunroll.backprop.Full"}},
+        "backprop": {"name": "full", "primal_mask": "active_set", "strategy": {"_target_": "pdunroll.Full"}},
     }  # fmt: skip
     record = {
         "status": "training", "digest": "", "settings": settings, "data": "", "code": "", "results": None,
         "environment": {},
     }  # fmt: skip
     (folder / "run.json").write_text(json.dumps(record))
-    for attempt in (lambda: operators.load(folder / "operator.npy"), lambda: operators.of_cell(folder, "c")):
+    for attempt in (lambda: operators.load(folder / "operator.npy"), lambda: operators.from_run(folder, "c")):
         with pytest.raises(InputError, match="not a finished training"):
             attempt()

@@ -8,10 +8,18 @@ import pytest
 import torch
 
 import pdunroll
-from pdunroll import engine
-from pdunroll.chambolle_pock import Adjoint, Masks, chambolle_pock
-from pdunroll.engine import CompiledEngine, Engine, GraphedEngine, compiled_loops, engine_for, flush_denormals, memory
-from pdunroll.problem import PRIMAL_MASKS
+from pdunroll.core import engine
+from pdunroll.core.chambolle_pock import Adjoint, Masks, chambolle_pock
+from pdunroll.core.engine import (
+    CompiledEngine,
+    Engine,
+    GraphedEngine,
+    compiled_loops,
+    engine_for,
+    flush_denormals,
+    memory,
+)
+from pdunroll.core.problem import PRIMAL_MASKS
 from test_backprop import ETA, MASKS, SHAPES, gradient, problem, relative
 
 PRODUCTS = list(compiled_loops()[1])
@@ -191,7 +199,7 @@ STRATEGIES = {
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_gradients_by_graphs_are_those_of_the_pure_steps(captures, monkeypatch, strategy, mask):
     backprop = STRATEGIES[strategy](mask)
-    monkeypatch.setattr("pdunroll.backprop.ROWS", 16)  # of 4 frames, so 4 iterations in a block
+    monkeypatch.setattr("pdunroll.core.gradients.ROWS", 16)  # of 4 frames, so 4 iterations in a block
 
     def both(seed, L, radius=ETA):
         operator, truth, x = problem(11, 18, seed=seed)
@@ -216,7 +224,7 @@ def test_a_training_on_a_gpu_would_use_graphs(captures, monkeypatch):
     operator, truth, x = problem(11, 18)
     expected = [gradient(operator, truth, x, 18, strategy("active_set")) for strategy in STRATEGIES.values()]
     assert not captures
-    monkeypatch.setattr("pdunroll.backprop.engine_for", lambda algorithm, K: GraphedEngine(algorithm))
+    monkeypatch.setattr("pdunroll.core.gradients.engine_for", lambda algorithm, K: GraphedEngine(algorithm))
     for strategy, (restored, theirs) in zip(STRATEGIES.values(), expected, strict=True):
         ours = gradient(operator, truth, x, 18, strategy("active_set"))
         torch.testing.assert_close(ours[0], restored, rtol=0, atol=1e-12)

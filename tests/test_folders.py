@@ -11,7 +11,7 @@ import pytest
 import soundfile
 
 from pdunroll.errors import InputError
-from pdunroll.folders import replaced
+from pdunroll.files import replaced
 
 DATA = ("data=folder", "data.frame_length=64", "data.source.validation_share=0.3", "data.source.test_share=0.3")
 
@@ -113,16 +113,16 @@ def test_a_folder_of_the_same_name_that_appears_meanwhile_is_left(tmp_path):
 
 @pytest.mark.parametrize("cell", ["../../x", "/abs", ".", "..", "a/b", ""])
 def test_a_cell_is_the_name_of_a_folder(call, cell):
-    done = call("train", f"cell='{cell}'")
+    done = call("train", f"run='{cell}'")
     assert done.status == 2
-    assert f"cell must be the name of a folder, got {cell!r}" in done.err
+    assert f"run must be the name of a folder, got {cell!r}" in done.err
 
 
 def test_an_operator_without_its_record_is_not_overwritten(call, smoke, tmp_path):
     folder = tmp_path / "outputs/smoke/mine"
     folder.mkdir(parents=True)
     (folder / "operator.npy").write_bytes(b"precious")
-    done = call("train", "experiment=smoke", "cell=mine", "tracking=off", f"prepared={smoke}/outputs/smoke/prepared")
+    done = call("train", "experiment=smoke", "run=mine", "tracking=off", f"prepared={smoke}/outputs/smoke/prepared")
     assert done.status == 2
     assert "operator.npy is there, but no run.json beside it" in done.err
     assert (folder / "operator.npy").read_bytes() == b"precious"
@@ -131,7 +131,7 @@ def test_an_operator_without_its_record_is_not_overwritten(call, smoke, tmp_path
 def test_a_command_that_changes_its_folder_finds_the_same_files(call, smoke, tmp_path):
     arguments = ("experiment=smoke", "tracking=off", "hydra.job.chdir=True")
     shutil.copytree(smoke / "outputs/smoke/prepared", tmp_path / "outputs/smoke/prepared")
-    assert call("train", *arguments, "cell=one").status == 0
+    assert call("train", *arguments, "run=one").status == 0
     assert (tmp_path / "outputs/smoke/one/operator.npy").is_file()
     assert call("train", "-m", *arguments, "network.iterations=3", "backprop=full").status == 0
     assert call("evaluate", *arguments).status == 0

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 import pdunroll
-from pdunroll import quantizer
 from pdunroll.errors import InputError
-from pdunroll.frames import Frames, load, prepare, read_manifest
-from pdunroll.runs import digest
-from pdunroll.speech import SPLITS, Recording
+from pdunroll.files import digest
+from pdunroll.speech import quantizer
+from pdunroll.speech.frames import Frames, load, prepare, read_manifest
+from pdunroll.speech.sources import SPLITS, Recording
 
 N = 16  # samples a frame
 
@@ -339,7 +339,7 @@ def test_missing_or_damaged_frames_name_the_file(prepared, split):
     path.unlink()
     text = refusal(load, prepared, split)
     assert str(path) in text
-    assert "pdunroll.prepare" in text
+    assert "pdunroll prepare" in text
     for other in set(SPLITS) - {split}:
         assert len(load(prepared, other).truth)
 
@@ -348,7 +348,7 @@ def test_missing_manifest_names_the_file(prepared):
     (prepared / "manifest.json").unlink()
     for text in (refusal(load, prepared, "train"), refusal(read_manifest, prepared)):
         assert str(prepared / "manifest.json") in text
-        assert "pdunroll.prepare" in text
+        assert "pdunroll prepare" in text
 
 
 @pytest.mark.parametrize("damaged", [b"", b"\xff\xfe", b"half", b"[]", b"{}"])

@@ -24,13 +24,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import pdunroll
-from pdunroll import levels, operators, recordings, speech
-from pdunroll.cell import Cell, finished_cells, read_operator
 from pdunroll.errors import InputError
-from pdunroll.figures import footnote, summary
-from pdunroll.frames import load, read_manifest
-from pdunroll.runs import read_provenance, read_results
-from pdunroll.speech import SPLITS
+from pdunroll.evaluation.tables import read_provenance, read_results
+from pdunroll.report.figures import footnote, summary
+from pdunroll.restore import grid as levels
+from pdunroll.restore import operator_file as operators
+from pdunroll.restore import recordings
+from pdunroll.speech import sources as speech
+from pdunroll.speech.frames import load, read_manifest
+from pdunroll.speech.sources import SPLITS
+from pdunroll.training.run_folder import RunFolder, finished_runs, read_operator
 
 pytestmark = pytest.mark.slow
 
@@ -138,9 +141,9 @@ DAMAGES = {
 
 def records(folder: Path) -> None:
     wanted = json.loads((folder / "wanted.json").read_text())
-    for cell, record in finished_cells(folder / "runs", wanted, "smoke"):
+    for cell, record in finished_runs(folder / "runs", wanted, "smoke"):
         assert math.isfinite(record["results"]["validation_mse"] + record["results"]["seconds"])
-        assert Cell(cell, wanted).finished in (True, False)
+        assert RunFolder(cell, wanted).finished in (True, False)
         assert operators.load(cell / "operator.npy").matrix.size
 
 
@@ -152,7 +155,7 @@ def operator_file(name: str) -> Callable[[Path], None]:
     def read(folder: Path) -> None:
         matrix, provenance = operators.load(folder / name)
         assert torch.from_numpy(matrix).isfinite().all()
-        from pdunroll.dequantize import origin
+        from pdunroll.restore.restore import origin
 
         assert origin(provenance, 16_000)
 
@@ -166,7 +169,7 @@ def tables(folder: Path) -> None:
 
 
 def checkpoint(folder: Path) -> None:
-    from pdunroll.training import Checkpoints
+    from pdunroll.training.module import Checkpoints
 
     assert Checkpoints().load_checkpoint(folder / "last.ckpt")["state_dict"]
 
@@ -221,8 +224,8 @@ def whole(smoke, tmp_path_factory) -> Path:
     for name in ("evaluation.csv", "optima.csv", "training.csv", "provenance.json"):
         shutil.copy(smoke / "outputs/smoke" / name, folder)
     np.save(folder / "own.npy", pdunroll.dct_operator(8, 8).numpy())
-    operators.save(folder / "own.npz", operators.of_cell(cell, "the command"))
-    from pdunroll.training import Checkpoints
+    operators.save(folder / "own.npz", operators.from_run(cell, "the command"))
+    from pdunroll.training.module import Checkpoints
 
     state = {"state_dict": {"operator": torch.ones(16, 16)}, "epoch": 3}
     Checkpoints().save_checkpoint(state, folder / "last.ckpt")

@@ -21,7 +21,7 @@ from conftest import environment, replace
 pytestmark = pytest.mark.slow
 
 KILLS = 20
-SWEEP = [sys.executable, "-m", "pdunroll.train", "-m", "experiment=smoke"]
+SWEEP = [sys.executable, "-m", "pdunroll", "train", "-m", "experiment=smoke"]
 CHAIN = [sys.executable, "-m", "dvc", "repro"]
 TIMES = {"seconds", "seconds_per_epoch"}  # what no two runs share
 
@@ -31,7 +31,7 @@ def long(project) -> Path:
     """The project with trainings of a few seconds."""
     replace(project / "conf/experiment/smoke.yaml", "epochs: 2\n", "epochs: 200\n  validations_per_epoch: 2\n")
     done = subprocess.run(
-        [sys.executable, "-m", "pdunroll.prepare", "experiment=smoke"],
+        [sys.executable, "-m", "pdunroll", "prepare", "experiment=smoke"],
         cwd=project,
         env=environment(project),
         check=False,

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import pdunroll
-from pdunroll.implicit import least_squares
+from pdunroll.core.implicit import least_squares
 
 RADIUS = 1 / 16
 

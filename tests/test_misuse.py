@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import pdunroll
+from pdunroll.core.problem import Dequantization
 from pdunroll.errors import require_choice, require_integer, require_positive
-from pdunroll.problem import Dequantization
 
 K, X = torch.eye(4), torch.full((2, 4), 0.3)
 

@@ -10,9 +10,9 @@ import pytest
 import soundfile
 
 from conftest import settings_of
-from pdunroll import quality
-from pdunroll.frames import load, read_manifest
-from pdunroll.runs import read_table, write_table
+from pdunroll.commands import quality
+from pdunroll.files import read_table, write_table
+from pdunroll.speech.frames import load, read_manifest
 from test_chain import table
 
 RATE = 16000
@@ -96,7 +96,7 @@ def test_the_command_writes_tables_and_audio(finished, call):
     }
     for row in rows:
         if row["restoration"] in best:
-            assert f"L{best[row['restoration']]}-" in row["cell"]
+            assert f"L{best[row['restoration']]}-" in row["run"]
             assert row["step_norm"] == "frobenius"
 
     # the frames of one file, in order, and nothing else
@@ -133,11 +133,11 @@ def test_the_operator_is_the_one_that_validates_best_at_the_optimum(finished, mo
     write_table(path, rows)
     chosen = [key for key, _ in quality.candidates(settings_of("experiment=smoke"))]
     assert chosen == [
-        {"restoration": "dct", "primal_mask": None, "step_norm": None, "cell": None},
+        {"restoration": "dct", "primal_mask": None, "step_norm": None, "run": None},
         *(
             {
                 "restoration": mode, "primal_mask": "active_set", "step_norm": "frobenius",
-                "cell": f"{label}-active_set-frobenius-L{best}-seed0",
+                "run": f"{label}-active_set-frobenius-L{best}-seed0",
             }
             for mode, label in (("full", "full"), ("truncated", "truncated30"))
         ),
@@ -152,7 +152,7 @@ def test_a_training_that_was_not_evaluated_names_the_command(finished, call):
     assert done.status == 2
     (line,) = done.err.strip().splitlines()
     assert "truncated30-active_set-frobenius-L" in line
-    assert "python -m pdunroll.evaluate experiment=smoke" in line
+    assert "python -m pdunroll evaluate experiment=smoke" in line
 
 
 @pytest.mark.parametrize(

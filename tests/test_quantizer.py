@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import pdunroll
-from pdunroll.quantizer import radius
+from pdunroll.speech.quantizer import radius
 
 
 def exact(y: float, bits: int) -> Fraction:

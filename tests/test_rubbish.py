@@ -24,8 +24,8 @@ from hypothesis.extra import numpy as hnp
 import pdunroll
 from conftest import Outcome, command, refused, state
 from pdunroll.errors import InputError
-from pdunroll.runs import write_json
-from pdunroll.speech import read_audio
+from pdunroll.files import write_json
+from pdunroll.speech.sources import read_audio
 
 CELL = "full-active_set-frobenius-L3-seed0"
 RUN, PREPARED = f"multirun/smoke/{CELL}", "outputs/smoke/prepared"
@@ -69,7 +69,7 @@ SETTINGS = [
     ("train", ["backprop=implicit", "backprop.primal_mask=released"], ["active_set"]),
     ("train", ["backprop=implicit", "backprop.tolerance=-1"], ["tolerance"]),
     ("train", ["backprop=truncated", "backprop.iterations=null"], ["iterations"]),
-    ("train", ["backprop.strategy._target_=pdunroll.backprop.Half"], ["Half"]),
+    ("train", ["backprop.strategy._target_=pdunroll.Half"], ["Half"]),
     ("train", ["backprop.strategy._target_=nowhere.Mode"], ["nowhere"]),
     ("train", ["+network.more=1"], ["network.more"]),
     ("evaluate", ["evaluation.iterations=0"], ["evaluation.iterations"]),
@@ -186,7 +186,7 @@ def test_audio_to_dequantize(call, tmp_path, kind):
     put(tmp_path / "bad.wav", AUDIO[kind])
     (tmp_path / "out.wav").write_bytes(b"kept")
     before = state(tmp_path)
-    refused(call("dequantize", "bad.wav", "out.wav"), "bad.wav")
+    refused(call("restore", "bad.wav", "out.wav"), "bad.wav")
     assert state(tmp_path) == before
 
 
@@ -223,7 +223,7 @@ def test_arguments_of_dequantize(call, tmp_path, arguments, named):
     np.save(tmp_path / "nan.npy", np.full((8, 8), np.nan, dtype=np.float32))
     np.save(tmp_path / "zero.npy", np.zeros((8, 8), dtype=np.float32))
     before = state(tmp_path)
-    refused(call("dequantize", *arguments), *named)
+    refused(call("restore", *arguments), *named)
     assert state(tmp_path) == before
 
 
@@ -320,12 +320,12 @@ def pickle_bomb(path: Path) -> None:
 
 
 STATES = [
-    ("train", f"{PREPARED}/manifest.json", Path.unlink, ["manifest.json", "pdunroll.prepare"]),
+    ("train", f"{PREPARED}/manifest.json", Path.unlink, ["manifest.json", "pdunroll prepare"]),
     ("train", f"{PREPARED}/manifest.json", text("{"), ["manifest.json"]),
     ("train", f"{PREPARED}/manifest.json", edit(settings={}), ["manifest.json"]),
     ("train", f"{PREPARED}/manifest.json", edit(splits={}), ["manifest.json"]),
-    ("train", f"{PREPARED}/train.npz", Path.unlink, ["train.npz", "pdunroll.prepare"]),
-    ("train", f"{PREPARED}/train.npz", cut, ["train.npz", "pdunroll.prepare"]),
+    ("train", f"{PREPARED}/train.npz", Path.unlink, ["train.npz", "pdunroll prepare"]),
+    ("train", f"{PREPARED}/train.npz", cut, ["train.npz", "pdunroll prepare"]),
     ("train", f"{RUN}/run.json", text("[1]"), ["run.json"]),
     ("train", f"{RUN}/run.json", edit(status=...), ["run.json"]),
     ("train", f"{RUN}/last.ckpt", no_checkpoint, ["last.ckpt"]),
@@ -347,7 +347,7 @@ STATES = [
     ("evaluate", f"{RUN}/operator.npy", matrix(0.0), ["operator.npy"]),
     ("theory", "multirun/smoke/full-active_set-frobenius-L10-seed0/operator.npy", cut, ["operator.npy"]),
     ("quality", "multirun/smoke", lambda path: [cut(file) for file in path.glob("*/operator.npy")], ["operator.npy"]),
-    ("figures", "outputs/smoke/evaluation.csv", Path.unlink, ["evaluation.csv", "pdunroll.evaluate"]),
+    ("figures", "outputs/smoke/evaluation.csv", Path.unlink, ["evaluation.csv", "pdunroll evaluate"]),
     ("figures", "outputs/smoke/evaluation.csv", text("a,b\n1,2\n"), ["evaluation.csv"]),
     ("figures", "outputs/smoke/evaluation.csv", column("mse", "high"), ["evaluation.csv", "mse"]),
     ("figures", "outputs/smoke/evaluation.csv", column("l_training", None), ["evaluation.csv", "l_training"]),
@@ -368,7 +368,7 @@ def test_states(smoke, call, tmp_path, name, path, change, named):
     shutil.copytree(smoke, tmp_path, dirs_exist_ok=True, symlinks=True)
     change(tmp_path / path)
     before = state(tmp_path)
-    arguments = ["hydra.run.dir=multirun/smoke", f"cell={CELL}", "network.iterations=3"] if name == "train" else []
+    arguments = ["hydra.run.dir=multirun/smoke", f"run={CELL}", "network.iterations=3"] if name == "train" else []
     if path.endswith("train.npz"):
         arguments.append("seed=7")  # a training that is still to be done
     refused(call(name, SMOKE, "tracking=off", *arguments), *named)
@@ -379,7 +379,7 @@ def test_states(smoke, call, tmp_path, name, path, change, named):
 
 
 def test_installed_without_the_repository(call, tmp_path, monkeypatch):
-    monkeypatch.setattr("pdunroll.config.CONF", str(tmp_path / "conf"))
+    monkeypatch.setattr("pdunroll.commands.config.CONF", str(tmp_path / "conf"))
     refused(call("prepare", SMOKE), "conf is missing", "clone")
     assert not any(tmp_path.iterdir())
 

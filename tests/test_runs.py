@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from pdunroll import runs
 from pdunroll.errors import InputError
-from pdunroll.runs import atomic, digest, read_json, read_table, source_digest, write_json, write_table
+from pdunroll.files import atomic, digest, read_json, read_table, write_json, write_table
+from pdunroll.training import code_digest
+from pdunroll.training.code_digest import HOME, source_digest
 
 
 def names(folder: Path) -> list[str]:
@@ -163,10 +164,10 @@ def test_table_without_rows_names_the_file_and_its_command(tmp_path, content):
     if content is not None:
         path.write_text(content)
     with pytest.raises(InputError) as caught:
-        read_table(path, "python -m pdunroll.evaluate")
+        read_table(path, "python -m pdunroll evaluate")
     text = one_line(caught)
     assert str(path) in text
-    assert "`python -m pdunroll.evaluate`" in text
+    assert "`python -m pdunroll evaluate`" in text
 
 
 def test_damaged_table_names_the_file(tmp_path):
@@ -194,9 +195,10 @@ def test_digest_depends_on_the_content(changed):
 @pytest.fixture
 def package(tmp_path, monkeypatch):
     """A copy of modules that `source_digest` reads."""
-    for name in ("quantizer", "problem", "errors"):
-        shutil.copy(Path(runs.__file__).with_name(f"{name}.py"), tmp_path)
-    monkeypatch.setattr(runs, "HOME", tmp_path)
+    for name in ("speech/quantizer", "core/problem", "errors"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(HOME / f"{name}.py", tmp_path / f"{name}.py")
+    monkeypatch.setattr(code_digest, "HOME", tmp_path)
     return tmp_path
 
 
@@ -207,11 +209,11 @@ def fresh(*modules: str, **options) -> str:
 
 
 def test_source_digest_of_a_copy_is_that_of_the_package(package):
-    copied = fresh("quantizer", "problem")
+    copied = fresh("speech.quantizer", "core.problem")
     assert len(copied) == 64
-    assert fresh("quantizer", "problem") == copied
-    assert fresh("quantizer") != copied
-    assert fresh("quantizer") != fresh("problem")
+    assert fresh("speech.quantizer", "core.problem") == copied
+    assert fresh("speech.quantizer") != copied
+    assert fresh("speech.quantizer") != fresh("core.problem")
 
 
 def edited(path: Path, old: str, new: str) -> None:
@@ -235,9 +237,9 @@ def edited(path: Path, old: str, new: str) -> None:
     ids=["module docstring", "docstring", "comment above docstring", "comment", "layout"],
 )
 def test_source_digest_leaves_out_what_does_nothing(package, old, new):
-    before = fresh("quantizer")
-    edited(package / "quantizer.py", old, new)
-    assert fresh("quantizer") == before
+    before = fresh("speech.quantizer")
+    edited(package / "speech/quantizer.py", old, new)
+    assert fresh("speech.quantizer") == before
 
 
 def test_source_digest_follows_imports(package):
@@ -253,9 +255,9 @@ def test_source_digest_follows_imports(package):
 
 def test_source_digest_of_modules_elsewhere(package, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "somewhere_else.py").write_text("from pdunroll.quantizer import radius\n")
+    (tmp_path / "somewhere_else.py").write_text("from pdunroll.speech.quantizer import radius\n")
     before = fresh("somewhere_else")
-    edited(package / "quantizer.py", "return 2.0 **", "return 4.0 **")
+    edited(package / "speech/quantizer.py", "return 2.0 **", "return 4.0 **")
     assert fresh("somewhere_else") != before
     with pytest.raises(InputError, match="nowhere_at_all"):
         fresh("nowhere_at_all")
@@ -280,6 +282,6 @@ def test_source_digest_without_any_docstring(package):
     ],
 )
 def test_source_digest_sees_code(package, old, new):
-    before = fresh("problem", "quantizer")
-    edited(package / "quantizer.py", old, new)
-    assert fresh("problem", "quantizer") != before
+    before = fresh("core.problem", "speech.quantizer")
+    edited(package / "speech/quantizer.py", old, new)
+    assert fresh("core.problem", "speech.quantizer") != before

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from conftest import command
-from pdunroll.engine import compiled_loops
+from pdunroll.core.engine import compiled_loops
 from test_chain import CELLS, table
 
 HERE = Path(__file__).parent
@@ -80,4 +80,4 @@ def test_every_artefact_names_its_seed(smoke):
         assert "seed" in path.read_text(), path
     for cell in CELLS:
         assert json.loads((smoke / "multirun/smoke" / cell / "run.json").read_text())["settings"]["seed"] == 0
-    assert {row["cell"][-5:] for row in table(smoke / "multirun/smoke/sweep.csv")} == {"seed0"}
+    assert {row["run"][-5:] for row in table(smoke / "multirun/smoke/sweep.csv")} == {"seed0"}

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from pdunroll.cell import Cell, finished_cells
 from pdunroll.errors import InputError
-from pdunroll.runs import read_provenance, read_record, read_results, write_table
+from pdunroll.evaluation.tables import read_provenance, read_results
+from pdunroll.files import write_table
+from pdunroll.training.run_folder import RunFolder, finished_runs, read_record
 
 WRONG: tuple[Any, ...] = (None, True, -1, 0.5, math.nan, math.inf, 10**30, "", "a\nb", [], [1], {}, {"a": 1})
 
@@ -57,16 +58,16 @@ def changed(content: Any, place: tuple, value: Any) -> Any:
 
 def use(cell: Path, wanted: dict[str, Any]) -> None:
     """What `evaluate` and `train` do with a record."""
-    (found,) = finished_cells(cell.parent, wanted, "smoke")
+    (found,) = finished_runs(cell.parent, wanted, "smoke")
     assert math.isfinite(found[1]["results"]["validation_mse"])
-    if Cell(cell, wanted).finished:
-        assert math.isfinite(Cell(cell, wanted).record["results"]["validation_mse"])
+    if RunFolder(cell, wanted).finished:
+        assert math.isfinite(RunFolder(cell, wanted).record["results"]["validation_mse"])
 
 
 def test_records_with_a_wrong_type_in_any_field_are_used_or_refused(cell):
     path = cell / "run.json"
     record = json.loads(path.read_text())
-    wanted = {key: record[key] for key in ("settings", "data", "code")}
+    wanted = {key: record[key] for key in ("settings", "data", "strategy", "code")}
     use(cell, wanted)
     refused = []
     for place in fields(record):
@@ -95,7 +96,7 @@ def test_damaged_records_are_refused_by_the_commands(smoke, cell, call, tmp_path
         (cell / "run.json").write_text(json.dumps(changed(record, place, value)))
         for command in (
             ("evaluate", "evaluation.runs=runs"),
-            ("train", "hydra.run.dir=runs", f"cell={cell.name}", "backprop=truncated", "network.iterations=3"),
+            ("train", "hydra.run.dir=runs", f"run={cell.name}", "backprop=truncated", "network.iterations=3"),
         ):
             done = call(command[0], "experiment=smoke", "tracking=off", *command[1:])
             (line,) = (line for line in done.err.splitlines() if line.startswith("pdunroll: "))
@@ -212,7 +213,7 @@ def test_whole_tables_are_read_as_they_were_written(outputs, smoke):
 @pytest.mark.parametrize("value", WRONG)
 @pytest.mark.parametrize("key", ["command", "seeds", "commit", "data", "test_frames"])
 def test_provenance_of_a_wrong_type_is_refused_or_used(outputs, key, value):
-    from pdunroll.figures import footnote
+    from pdunroll.report.figures import footnote
 
     path = outputs / "provenance.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from pdunroll import inference
-from pdunroll.chambolle_pock import chambolle_pock
-from pdunroll.optimum import Point, free, trivial
-from pdunroll.settled import later, stays, vertex
+from pdunroll.core.chambolle_pock import chambolle_pock
+from pdunroll.core.closed_form import later, stays, vertex
+from pdunroll.core.solve import Point, free, trivial
+from pdunroll.evaluation import curves as inference
 from test_backprop import ETA, problem
 
 

@@ -22,8 +22,8 @@ import soundfile
 from scipy.signal import resample_poly
 
 from pdunroll.errors import InputError
-from pdunroll.espeak import compose, speak
-from pdunroll.speech import IEEE, SPLITS, Folder, Synthetic, read_audio
+from pdunroll.speech.espeak import compose, speak
+from pdunroll.speech.sources import IEEE, SPLITS, Folder, Synthetic, read_audio
 
 
 def refusal(source) -> str:
@@ -153,7 +153,7 @@ NAMES = {"train_data/a.wav": "train", "dev_data/b.wav": "validation", "test_data
 
 
 def test_list_of_the_ieee_corpus():
-    lines = (resources.files("pdunroll") / "ieee.sha256").read_text().splitlines()
+    lines = (resources.files("pdunroll.speech") / "ieee.sha256").read_text().splitlines()
     sums, names = zip(*(line.split() for line in lines), strict=True)
     assert len(lines) == len(set(names)) == 720
     assert len(set(sums)) == 720
@@ -175,7 +175,7 @@ def corpus(tmp_path, monkeypatch):
     (package / "ieee.sha256").write_text(
         "".join(f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n" for name in NAMES)
     )
-    monkeypatch.setattr("pdunroll.speech.resources", SimpleNamespace(files=lambda name: package))
+    monkeypatch.setattr("pdunroll.speech.sources.resources", SimpleNamespace(files=lambda name: package))
     return folder
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap, norm
 
-from pdunroll.statistics import (
+from pdunroll.evaluation.statistics import (
     Interval,
     alike,
     every,

@@ -12,11 +12,11 @@ import torch
 
 import pdunroll
 from conftest import SMOKE_CELLS, command, settings_of
-from pdunroll import operators
-from pdunroll.cell import finished_cells, identify
 from pdunroll.errors import InputError
-from pdunroll.frames import load
-from pdunroll.runs import read_table, write_json
+from pdunroll.files import read_table, write_json
+from pdunroll.restore import operator_file as operators
+from pdunroll.speech.frames import load
+from pdunroll.training.run_folder import finished_runs, identify
 
 SPECTRAL = "full-active_set-spectral-L10-seed0"
 FROBENIUS = SMOKE_CELLS[1]
@@ -118,8 +118,8 @@ def test_other_training_code_is_said_and_evaluated_all_the_same(folder, call):
     done = call("evaluate", SMOKE)
     assert done.status == 0, done.err
     said = done.out + done.err
-    assert f"1 of 4 trainings in multirun/smoke were made by other training code, {FROBENIUS} the first" in said
-    assert "python -m pdunroll.train -m experiment=smoke` trains them again" in said
+    assert f"1 of 4 trainings in multirun/smoke were made by other code of pdunroll, {FROBENIUS} the first" in said
+    assert "python -m pdunroll train -m experiment=smoke retrain=true` trains them again" in said
     names = json.loads((folder / "outputs/smoke/metrics.json").read_text())
     assert set(SMOKE_CELLS) < set(names)
 
@@ -135,14 +135,16 @@ def test_other_training_code_is_said_and_evaluated_all_the_same(folder, call):
     ],
 )
 def test_a_changed_setting_is_named_with_both_values(folder, call, override, said):
-    refused(call("evaluate", SMOKE, override), "full-active_set-frobenius-L", said, "pdunroll.train")
+    refused(call("evaluate", SMOKE, override), "full-active_set-frobenius-L", said, "pdunroll train")
 
 
 @pytest.mark.parametrize("override", ["network.step_norm=spectral", "network.iterations=3", "seed=4"])
 def test_what_trainings_may_differ_in_is_no_changed_setting(folder, monkeypatch, override):
     monkeypatch.chdir(folder)
     config = settings_of(SMOKE, override)
-    assert len(finished_cells(Path(config.evaluation.runs), identify(config), config.name)) == 4
+    assert (
+        len(finished_runs(Path(config.evaluation.runs), identify(config.scientific, config.prepared), config.name)) == 4
+    )
 
 
 def without(path: Path, group: str, name: str) -> None:
@@ -168,7 +170,6 @@ def test_a_training_from_before_the_norm_is_to_be_trained_again(folder, call, st
 def test_training_itself_takes_the_place_of_a_training_from_before_the_norm(folder, call):
     path = folder / "multirun/smoke" / FROBENIUS / "run.json"
     without(path, "network", "step_norm")
-    write_json(path, {**json.loads(path.read_text()), "digest": "that of other settings"})
     done = call("train", SMOKE, "tracking=off", "network.iterations=10", "hydra.run.dir=multirun/smoke")
     assert done.status == 0, done.err
     assert json.loads(path.read_text())["settings"]["network"]["step_norm"] == "frobenius"
@@ -181,7 +182,7 @@ def test_tables_from_before_the_norm_are_to_be_made_again(folder, call, reader, 
     path = folder / f"outputs/smoke/{stage}.csv"
     header, rest = path.read_text().split("\n", 1)
     path.write_text(header.replace("step_norm", "other") + "\n" + rest)
-    command = f"python -m pdunroll.{stage.split('_')[0]} experiment=smoke"
+    command = f"python -m pdunroll {stage.split('_')[0]} experiment=smoke"
     refused(call(reader, SMOKE, "tracking=off"), f"{stage}.csv", "step_norm", command)
 
 
@@ -189,14 +190,14 @@ def test_audio_from_before_the_norm_is_to_be_made_again(folder, call):
     path = folder / "outputs/smoke/audio/index.json"
     entries = json.loads(path.read_text())
     write_json(path, [{key: entry[key] for key in entry if key != "step_norm"} for entry in entries])
-    refused(call("report", SMOKE), "audio/index.json", "step_norm", "pdunroll.quality")
+    refused(call("report", SMOKE), "audio/index.json", "step_norm", "pdunroll quality")
 
 
 def test_operators_from_before_the_norm_restore_as_ever(folder):
     """An optimum does not depend on step sizes."""
     cell = folder / "multirun/smoke" / FROBENIUS
     without(cell / "run.json", "network", "step_norm")
-    made = operators.of_cell(cell, "the command")
+    made = operators.from_run(cell, "the command")
     operators.save(folder / "own.npz", made)
     for path in (folder / "own.npz", cell / "operator.npy"):
         found = operators.load(path)
@@ -213,7 +214,7 @@ def test_an_operator_file_may_say_anything_of_its_origin(folder, call, provenanc
     import soundfile
 
     soundfile.write(folder / "in.wav", wave, 16000)
-    done = call("dequantize", "in.wav", "out.wav", "--operator", "own.npz")
+    done = call("restore", "in.wav", "out.wav", "--operator", "own.npz")
     assert done.status == 0, done.err
     assert "operator: own.npz, 64 x 64, " in done.out
 

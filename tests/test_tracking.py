@@ -14,10 +14,10 @@ import pytest
 from pytorch_lightning.loggers import Logger
 
 from pdunroll import Full, quantize
-from pdunroll.config import Optimization
-from pdunroll.frames import Frames
-from pdunroll.network import UnrolledNetwork
-from pdunroll.training import FrameData, fit
+from pdunroll.commands.config import Optimization
+from pdunroll.speech.frames import Frames
+from pdunroll.training.module import FrameData, fit
+from pdunroll.training.network import UnrolledNetwork
 
 TRAIN = ("experiment=smoke", "backprop=truncated", "network.iterations=3", "optimization.epochs=1")
 
@@ -55,7 +55,7 @@ def attempts(folder: Path, name: str, *arguments: str, before: tuple[str, ...] =
     variables = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
     path = os.pathsep.join(filter(None, (str(folder / "watch"), variables.get("PYTHONPATH"))))
     done = subprocess.run(
-        [*before, sys.executable, "-m", f"pdunroll.{name}", *arguments], cwd=folder,
+        [*before, sys.executable, "-m", "pdunroll", name, *arguments], cwd=folder,
         env={**variables, "PYTHONPATH": path, "ATTEMPTS": str(folder / "attempts"), "HOME": str(folder)},
         capture_output=True, text=True, check=False,
     )  # fmt: skip

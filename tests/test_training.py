@@ -17,11 +17,11 @@ import pytest
 import torch
 
 from pdunroll import Full, Truncated, quantize, unroll
-from pdunroll.config import Optimization
+from pdunroll.commands.config import Optimization
 from pdunroll.errors import DivergenceError
-from pdunroll.frames import Frames
-from pdunroll.network import UnrolledNetwork
-from pdunroll.training import FrameData, fit, shuffled
+from pdunroll.speech.frames import Frames
+from pdunroll.training.module import FrameData, fit, shuffled
+from pdunroll.training.network import UnrolledNetwork
 
 N, BITS = 16, 3
 
@@ -95,7 +95,7 @@ def test_history_has_a_row_before_the_first_step_and_one_each_validation(tmp_pat
 
 
 def test_times_leave_validation_out(tmp_path, monkeypatch):
-    from pdunroll.training import UnrolledTraining
+    from pdunroll.training.module import UnrolledTraining
 
     original = UnrolledTraining.validation_step
 
@@ -268,7 +268,7 @@ ARGUMENTS = (
 
 def start(folder: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-u", "-m", "pdunroll.train", *ARGUMENTS],
+        [sys.executable, "-u", "-m", "pdunroll", "train", *ARGUMENTS],
         cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
 

@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from pdunroll import Full, Truncated, quantize
-from pdunroll.config import Optimization
-from pdunroll.frames import Frames
-from pdunroll.network import UnrolledNetwork
-from pdunroll.training import FrameData, UnrolledTraining, fit
+from pdunroll.commands.config import Optimization
+from pdunroll.speech.frames import Frames
+from pdunroll.training.module import FrameData, UnrolledTraining, fit
+from pdunroll.training.network import UnrolledNetwork
 
 N, BITS, ETA = 16, 3, 1 / 8
 FRAMES, BATCH, EPOCHS = 37, 8, 4  # five steps an epoch, the last one with five frames

@@ -10,9 +10,10 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from pdunroll.interpretability_claims import arrival
-from pdunroll.runs import KEY, read_table, write_table
-from pdunroll.verdicts import comparable
+from pdunroll.claims.interpretability import arrival
+from pdunroll.claims.judge import comparable
+from pdunroll.files import read_table, write_table
+from pdunroll.training.run_key import KEY
 
 DEPTHS = (10, 20, 40, 100, 200, 500)
 GRID = sorted({*np.unique(np.geomspace(1, 10_000, 60).round().astype(int)).tolist(), *DEPTHS})
@@ -108,7 +109,7 @@ def theory(
     error: float = 0.05, cosines: tuple[float, float] = (0.9, 0.5), left: float = 1e-6,
     operators: tuple[str, ...] = ("dct", "cell"),
 ) -> None:  # fmt: skip
-    """Tables of `pdunroll.theory` on 64 frames: how many decay, stay in a kernel, settle; how near all comes."""
+    """Tables of `pdunroll theory` on 64 frames: how many decay, stay in a kernel, settle; how near all comes."""
     tables: dict[str, list] = {"fits": [], "fidelity": [], "decay": [], "settling": []}
     for name in operators:
         for frame in range(64):
@@ -290,7 +291,7 @@ def test_without_the_theory_stage_its_claims_are_open_and_say_so(judged):
     open_ones = [claim for claim, row in rows.items() if row["verdict"] == "undecided"]
     assert open_ones == ["limit-assumption", "limit-reached", "truncated-nearer-limit", "masks-settle", "kernel-limit"]
     for claim in open_ones:
-        assert "pdunroll.theory" in rows[claim]["evidence"]
+        assert "pdunroll theory" in rows[claim]["evidence"]
         assert rows[claim]["estimate"] is None
 
 
@@ -379,7 +380,7 @@ def test_norms_are_judged_apart_each_against_its_own_dct(call, tmp_path):
     (line,) = [line for line in lines[number:] if line.startswith(f"{claim} ")]
     assert line.split(maxsplit=1)[1] == f"{'holds':<16}does not hold"
     (folder / "errors/dct-spectral.npz").unlink()
-    refused(call("verdicts", "name=made"), "dct-spectral.npz", "missing", "pdunroll.evaluate")
+    refused(call("verdicts", "name=made"), "dct-spectral.npz", "missing", "pdunroll evaluate")
 
 
 def test_the_norm_that_the_theory_was_not_measured_with_is_left_open(judged):
@@ -409,7 +410,7 @@ def test_the_best_of_each_inference_is_that_of_its_own_validation(judged):
 def test_theory_tables_from_before_the_norm_are_refused(call, tmp_path, name):
     path = build(tmp_path / "outputs/made", BASE) / f"{name}.csv"
     write_table(path, [{key: row[key] for key in row if key != "step_norm"} for row in read_table(path, "")])
-    refused(call("verdicts", "name=made"), f"{name}.csv", "step_norm", "pdunroll.theory name=made")
+    refused(call("verdicts", "name=made"), f"{name}.csv", "step_norm", "pdunroll theory name=made")
 
 
 def test_the_same_seed_gives_the_same_bytes(call, tmp_path):
@@ -490,7 +491,11 @@ def refused(outcome, *named: str) -> None:
 def test_missing_tables(call, tmp_path, name):
     folder = build(tmp_path / "outputs/made", BASE)
     (folder / name).unlink()
-    refused(call("verdicts", "name=made"), name, "pdunroll.theory" if "theory" in name else "pdunroll.evaluate")
+    refused(
+        call("verdicts", "name=made"),
+        name,
+        "pdunroll theory" if "theory" in name else "pdunroll evaluate",
+    )
     assert not (folder / "verdicts.csv").exists()
 
 
@@ -498,11 +503,11 @@ def test_errors_that_are_missing_damaged_or_of_another_run(call, tmp_path):
     folder = build(tmp_path / "outputs/made", BASE)
     path, other = (folder / f"errors/{mode}-active_set-frobenius-L10-seed0.npz" for mode in ("full", "truncated30"))
     shutil.copy(folder / "errors/full-active_set-frobenius-L500-seed0.npz", path)
-    refused(call("verdicts", "name=made"), path.name, "evaluation.csv", "pdunroll.evaluate")
+    refused(call("verdicts", "name=made"), path.name, "evaluation.csv", "pdunroll evaluate")
     path.write_bytes(other.read_bytes()[:500])
-    refused(call("verdicts", "name=made"), path.name, "pdunroll.evaluate")
+    refused(call("verdicts", "name=made"), path.name, "pdunroll evaluate")
     path.unlink()
-    refused(call("verdicts", "name=made"), path.name, "missing", "pdunroll.evaluate")
+    refused(call("verdicts", "name=made"), path.name, "missing", "pdunroll evaluate")
 
 
 def test_bad_borders_and_nothing_to_judge(call, tmp_path):

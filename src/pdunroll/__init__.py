@@ -2,53 +2,34 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
+
+import lazy_loader
 
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from pdunroll.backprop import Backprop, Full, Truncated, unroll
-    from pdunroll.errors import InputError
-    from pdunroll.implicit import Implicit
-    from pdunroll.optimum import PlainChambollePock, RestartedHalpern, solve
-    from pdunroll.problem import dct_operator
-    from pdunroll.quantizer import quantize
+    from pdunroll.core.gradients import Backprop as Backprop
+    from pdunroll.core.gradients import Full as Full
+    from pdunroll.core.gradients import Truncated as Truncated
+    from pdunroll.core.gradients import unroll as unroll
+    from pdunroll.core.implicit import Implicit as Implicit
+    from pdunroll.core.problem import dct_operator as dct_operator
+    from pdunroll.core.solve import PlainChambollePock as PlainChambollePock
+    from pdunroll.core.solve import RestartedHalpern as RestartedHalpern
+    from pdunroll.core.solve import solve as solve
+    from pdunroll.errors import InputError as InputError
+    from pdunroll.speech.quantizer import quantize as quantize
 
 # Loaded at first use, so that `import pdunroll` and every --help stay free of the seconds that torch takes.
-_HOME = {
-    "Backprop": "backprop",
-    "Full": "backprop",
-    "Implicit": "implicit",
-    "InputError": "errors",
-    "PlainChambollePock": "optimum",
-    "RestartedHalpern": "optimum",
-    "Truncated": "backprop",
-    "dct_operator": "problem",
-    "quantize": "quantizer",
-    "solve": "optimum",
-    "unroll": "backprop",
-}
-__all__ = [
-    "Backprop",
-    "Full",
-    "Implicit",
-    "InputError",
-    "PlainChambollePock",
-    "RestartedHalpern",
-    "Truncated",
-    "dct_operator",
-    "quantize",
-    "solve",
-    "unroll",
-]
-
-
-def __getattr__(name: str) -> object:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "core.gradients": ["Backprop", "Full", "Truncated", "unroll"],
+        "core.implicit": ["Implicit"],
+        "core.problem": ["dct_operator"],
+        "core.solve": ["PlainChambollePock", "RestartedHalpern", "solve"],
+        "errors": ["InputError"],
+        "speech.quantizer": ["quantize"],
+    },
+)

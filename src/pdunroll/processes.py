@@ -66,7 +66,7 @@ def command(stage: str, name: str | None = None, *flags: str) -> str:
         given = list(HydraConfig.get().overrides.task)
     else:
         given = [f"experiment={name}"] if name else []
-    return shlex.join(["python", "-m", f"pdunroll.{stage}", *flags, *given])
+    return shlex.join(["python", "-m", "pdunroll", stage, *flags, *given])
 
 
 def printable(text: str) -> str:

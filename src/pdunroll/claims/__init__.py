@@ -1,0 +1,1 @@
+"""The claims of the slides, each judged from the tables of results."""

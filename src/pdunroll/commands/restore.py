@@ -1,0 +1,46 @@
+"""Restore a recording of low bit depth."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import NoReturn
+
+from pdunroll.commands.config import one_line_errors
+from pdunroll.errors import InputError
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong as the other entry points do."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; `{self.prog} --help` shows the usage")
+
+
+def parser() -> Parser:
+    found = Parser(
+        prog="python -m pdunroll restore",
+        description="Restore a recording of low bit depth. Every sample stays within its quantization cell; every "
+        "frame is the sparsest one there under a learned operator, certified by its duality gap.",
+        epilog="Any length, rate and number of channels; the rate is kept. Prints the cells that were found, the "
+        "number of certified frames and the time.",
+        allow_abbrev=False,
+    )
+    add = found.add_argument
+    add("input", type=Path, help="the recording: wav, flac or what else libsndfile reads")
+    add("output", type=Path, help="where the result goes: .wav (32-bit float) or .flac (24 bit)")
+    add("--operator", type=Path, metavar="FILE", help="a trained operator: the operator.npy of a training, or an npz "
+        "made of it; default: the one that comes with pdunroll, trained on speech at 4 bits and 16 kHz")  # fmt: skip
+    add("--bits", type=int, metavar="N", help="take the cells of `pdunroll.quantize` with N bits (mid-rise, on "
+        "[-1, 1]) instead of finding them from the file")  # fmt: skip
+    add("--reference", type=Path, metavar="FILE", help="the recording before quantization: prints SDR and SI-SDR of "
+        "input and result against it")  # fmt: skip
+    return found
+
+
+def main() -> None:
+    with one_line_errors():
+        given = parser().parse_args()
+        from pdunroll.restore.restore import restore_file
+
+        restore_file(given.input, given.output, operator=given.operator, bits=given.bits, reference=given.reference)

@@ -1,0 +1,77 @@
+"""Write the composed configuration, split by what depends on it, for DVC.  python -m pdunroll settings [experiment=...]
+
+conf/ is the only source of parameters; what a stage depends on is spread there over groups and presets. This resolves
+it into outputs/<name>/settings.yaml, whose sections the stages of dvc.yaml name as their parameters, so that
+touching one setting re-runs just what depends on it. The same for code: the section `code` holds a digest of what each
+stage's modules do, so that a comment re-runs nothing; and for audio in a folder, by a digest of its files' list.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from yaml import YAMLError
+
+from pdunroll.commands.config import CONF, one_line_errors, settings
+from pdunroll.errors import InputError
+from pdunroll.files import atomic, digest
+from pdunroll.training.code_digest import source_digest
+
+STAGES = ("prepare", "train", "evaluate", "theory", "quality", "figures", "verdicts", "report")
+
+
+@hydra.main(version_base="1.3", config_path=CONF, config_name="config")
+def main(cfg: DictConfig) -> None:
+    with one_line_errors():
+        config = settings(cfg)
+        sections = {
+            "data": {**asdict(config.data), "files": listing(config.data.root)},
+            "training": {
+                "seed": config.seed,
+                "backprop": config.backprop,
+                "network": asdict(config.network),
+                "optimization": asdict(config.optimization),
+                "sweep": dict(HydraConfig.get().sweeper.params or {}),
+            },
+            "evaluation": {**asdict(config.evaluation), "algorithm": config.algorithm},
+            "theory": asdict(config.theory),
+            "quality": {**asdict(config.quality), "algorithm": config.algorithm},
+            "figures": asdict(config.figures),
+            "verdicts": {**asdict(config.verdicts), "regime_borders": config.figures.regime_borders},
+            "code": {stage: source_digest(f"commands.{stage}") for stage in STAGES},
+        }
+        path = config.outputs / "settings.yaml"
+        require_unedited(path)
+        with atomic(path) as temporary:
+            OmegaConf.save(OmegaConf.create({**sections, "checksum": digest(sections)}), temporary)
+
+
+def require_unedited(path: Path) -> None:
+    """Raise `InputError` if the file is there and was changed since it was written here: that would have no effect."""
+    if not path.is_file():
+        return
+    try:
+        sections = OmegaConf.to_container(OmegaConf.load(path))
+        assert isinstance(sections, dict)
+        unedited = sections.pop("checksum") == digest(sections)
+    except (OSError, ValueError, AssertionError, KeyError, YAMLError):
+        return  # it is written again
+    if not unedited:
+        raise InputError(
+            f"{path} was changed by hand or by `dvc exp run -S`, which has no effect: it is made of conf/; set values "
+            "there (`dvc exp run -S conf/...`), and remove this file"
+        )
+
+
+def listing(root: str | None) -> str | None:
+    """A digest of names, sizes and times of the files in a folder, so that changed audio is noticed."""
+    if root is None or not Path(root).expanduser().is_dir():
+        return None
+    folder = Path(root).expanduser()
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    found = [(path.relative_to(folder).as_posix(), path.stat()) for path in files]
+    return digest([[name, state.st_size, state.st_mtime_ns] for name, state in found])

@@ -1,0 +1,125 @@
+"""The tables of results that `evaluate` writes to outputs/<name>/, checked as a whole when they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import model_validator
+
+from pdunroll.errors import InputError
+from pdunroll.files import check, read_json, read_table
+from pdunroll.processes import command
+from pdunroll.training.run_key import KEY
+from pdunroll.training.schema import Count, Model, Number, Positive, Share
+
+RESULTS = ("evaluation", "optima", "training")
+
+
+class Key(Model):
+    """The columns that name an operator: one that was trained, the untrained DCT of a norm, or none at all."""
+
+    backprop: str
+    primal_mask: str | None
+    step_norm: str | None
+    l_training: Positive | None
+    seed: Count | None
+    b: Positive | None
+
+    @model_validator(mode="after")
+    def _names_one_operator(self) -> Self:
+        named = [name for name in ("primal_mask", "step_norm", "l_training", "seed") if getattr(self, name) is not None]
+        wanted = {"none": [], "dct": ["step_norm"]}.get(
+            self.backprop, ["primal_mask", "step_norm", "l_training", "seed"]
+        )
+        if named != wanted:
+            raise ValueError(f"a row of {self.backprop!r} must name {', '.join(wanted) or 'no setting'}")
+        return self
+
+
+class EvaluationRow(Key):
+    l_inference: Positive
+    mse: Number
+
+
+class OptimaRow(Key):
+    optimum_mse: Number
+    validation_optimum_mse: Number
+    certified: Share
+
+
+class TrainingRow(Key):
+    seconds: Number
+    validation_mse: Number
+    best_step: Count
+
+
+class Origin(Model):
+    """The provenance.json beside the tables."""
+
+    command: str
+    seeds: list[Count]
+    commit: str
+    data: str
+    test_frames: Positive
+
+
+ROWS: dict[str, type[Key]] = {"evaluation": EvaluationRow, "optima": OptimaRow, "training": TrainingRow}
+
+
+def read_results(folder: Path, name: str) -> list[dict[str, Any]]:
+    """Return one of the tables that `evaluate` writes to outputs/<name>/.
+
+    Raises `InputError` if any of them is damaged, or if they are not about the same operators.
+    """
+    again = command("evaluate", folder.name)
+    tables = {}
+    for part in RESULTS:
+        path = folder / f"{part}.csv"
+        tables[part] = read_table(path, again, columns=KEY)
+        try:
+            check(list[ROWS[part]], tables[part])
+            require_whole_tables(tables)
+        except ValueError as error:
+            raise InputError(f"{path} is damaged ({error}); make it again with `{again}`") from None
+    return tables[name]
+
+
+def read_provenance(folder: Path) -> dict[str, Any]:
+    """Return what made the tables of results, the provenance.json beside them."""
+    return read_json(folder / "provenance.json", kind=Origin)
+
+
+def require_whole_tables(tables: Mapping[str, list[dict[str, Any]]]) -> None:
+    """Raise `ValueError` if rows are missing or double in the tables of results that are given, evaluation first."""
+    curves: dict[tuple, list[int]] = {}
+    for row in tables["evaluation"]:
+        curves.setdefault(tuple(row[name] for name in KEY), []).append(row["l_inference"])
+    operators = [key for key in curves if key[0] != "none"]
+    trained = [key for key in operators if key[0] != "dct"]
+    grid = next(iter(curves.values()))
+    norms = {key[2] for key in operators}
+    if any(sorted(set(counts)) != sorted(counts) or set(counts) != set(grid) for counts in curves.values()):
+        raise ValueError("rows of an operator are missing or double")
+    if not trained or {key[2] for key in operators if key[0] == "dct"} != norms or len(curves) != len(operators) + 1:
+        raise ValueError("it lacks trained operators, the untrained ones or the quantized frames")
+    if not {key[3] for key in trained} <= set(grid):
+        raise ValueError("a trained operator has no row for its own number of iterations")
+    for part, wanted in (("optima", operators), ("training", trained)):
+        if part in tables and sorted(map(_key_text, tables[part])) != sorted(map(str, wanted)):
+            raise ValueError("its operators are not those of evaluation.csv")
+
+
+def _key_text(row: Mapping[str, Any]) -> str:
+    return str(tuple(row[name] for name in KEY))
+
+
+class Sentence(Model):
+    """An entry of audio/index.json: one restoration of a sentence to listen to."""
+
+    name: str
+    file: str
+    restoration: str
+    primal_mask: str | None
+    step_norm: str | None = None

@@ -1,0 +1,204 @@
+"""Files and folders: atomic writes, tidy tables, content checked by a schema, folders that are replaced as a whole."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import hashlib
+import json
+import os
+import platform
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pdunroll.errors import InputError
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Give a temporary name beside `path` to write to; it takes the place of `path` when all went well.
+
+    What a killed process of this machine has left there of the same file is removed. Errors of the system name `path`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    machine = platform.node().replace(".", "-")
+    temporary = path.with_name(f".{path.name}.{machine}.{os.getpid()}.partial")
+    for stale in path.parent.glob(glob.escape(f".{path.name}.{machine}.") + "*.partial"):
+        if not running(stale.name.split(".")[-2]):
+            stale.unlink(missing_ok=True)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        raise _naming(error, path, temporary) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _naming(error: OSError, path: Path, temporary: Path) -> OSError:
+    """The error with the name of what was to be written, where it has none or the temporary one."""
+    if error.errno is not None and str(error.filename or temporary).startswith(str(temporary)):
+        error.filename = str(path)
+    return error
+
+
+@contextmanager
+def replaced(folder: Path, setting: str, ours: Callable[[Path], set[str]]) -> Iterator[Path]:
+    """Yield an empty folder to write to; it takes the place of `folder` when all went well, else it is removed.
+
+    `ours` returns the names that this command has written to a folder of its own, nothing if it is not one. Raises
+    `InputError` naming `setting` and the folder, with links resolved, if `folder` holds anything else.
+    """
+    target = folder.resolve()
+    refuse_foreign(folder, setting, ours)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{target.name}.{platform.node().replace('.', '-')}."
+    for stale in target.parent.glob(f"{glob.escape(prefix)}*.partial"):
+        if not running(stale.name.split(".")[-2]):
+            shutil.rmtree(stale, ignore_errors=True)  # of a command that was killed
+    partial = target.with_name(f"{prefix}{os.getpid()}.partial")
+    partial.mkdir()
+    try:
+        yield partial
+        refuse_foreign(folder, setting, ours)
+        while True:
+            shutil.rmtree(target, ignore_errors=True)
+            try:
+                partial.rename(target)
+                break
+            except OSError:  # another process has just put its own there
+                if not target.is_dir() or not partial.is_dir():
+                    raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def refuse_foreign(folder: Path, setting: str, ours: Callable[[Path], set[str]]) -> None:
+    """Raise `InputError` if replacing `folder` would remove what `ours` does not name."""
+    target = folder.resolve()
+    place = f"{folder}" if target == folder.absolute() else f"{folder} ({target})"
+    if target == Path.cwd() or target in Path.cwd().parents:
+        raise InputError(f"{setting}: {place} is the folder that this command runs in; name one for its results alone")
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise InputError(f"{setting}: {place} is a file; name a folder")
+    names = {path.name for path in target.iterdir()}
+    if foreign := sorted(names - ours(target)):
+        raise InputError(
+            f"{setting}: {place} holds {foreign[0]!r}, which this command did not write; it is left as it is, "
+            "name another folder"
+        )
+
+
+def running(process: str) -> bool:
+    """Return whether a process of this number is running, as far as can be told."""
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except (ValueError, PermissionError):
+        pass
+    return True
+
+
+def write_json(path: Path, content: Any) -> None:
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def read_json(path: Path, keys: Sequence[str] = (), kind: Any = None) -> Any:
+    """Return what a JSON file holds: an object with these keys, or anything of `kind`, a type that pydantic can check.
+
+    Raises `InputError` naming the file if it is damaged.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if missing := [key for key in keys if key not in content]:
+            raise ValueError(f"it has no {missing[0]!r}")
+        if kind is not None:
+            check(kind, content)
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing; make it first") from None
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise InputError(f"{path} cannot be read ({error}); remove it and make it again") from None
+    return content
+
+
+def check(kind: Any, content: Any) -> None:
+    """Raise `ValueError` with one line unless `content`, plain data, is of `kind`, a model or a type made of models."""
+    from pydantic import TypeAdapter, ValidationError  # here, since it takes time to load
+
+    try:
+        TypeAdapter(kind).validate_python(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(f"row {part + 1}" if isinstance(part, int) else part for part in first["loc"])
+        raise ValueError(f"{place}: {first['msg']}" if place else first["msg"]) from None
+
+
+def read_array(path: Path) -> Any:
+    """Return what an npy or npz file holds, an array or its arrays by name; raises `InputError` if it is damaged."""
+    import numpy as np
+
+    try:
+        with path.open("rb") as file:
+            stored = np.load(file, allow_pickle=False)
+            return stored if isinstance(stored, np.ndarray) else dict(stored)
+    except Exception as error:  # a damaged header raises whatever its parser meets
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{path} cannot be read ({reason}); replace it") from None
+
+
+def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows of equal keys as CSV; floats with all their digits."""
+    with atomic(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_table(
+    path: Path, made_by: str, *, columns: Sequence[str] = (), numbers: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """Rows of a CSV file, numbers as int or float, empty cells as None.
+
+    Raises `InputError` that says which command makes the file if it is missing, empty, or without these columns and
+    numbers.
+    """
+    again = f"make it again with `{made_by}`"
+    if not path.is_file():
+        raise InputError(f"{path} is missing; make it with `{made_by}`")
+    try:
+        with path.open(newline="") as file:
+            rows = [{key: _value(text) for key, text in row.items()} for row in csv.DictReader(file, restkey="")]
+        if any("" in row for row in rows):
+            raise ValueError("a line has more cells than the header")
+    except (OSError, ValueError, csv.Error) as error:
+        raise InputError(f"{path} cannot be read ({error}); {again}") from None
+    if not rows:
+        raise InputError(f"{path} is empty; {again}")
+    if missing := [name for name in (*columns, *numbers) if name not in rows[0]]:
+        raise InputError(f"{path} has no column {missing[0]}; {again}")
+    for number, row in enumerate(rows, start=2):
+        for name in numbers:
+            if not isinstance(row[name], int | float):
+                raise InputError(f"{path} has no number in column {name} of line {number}; {again}")
+    return rows
+
+
+def _value(text: str | None) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except (TypeError, ValueError):
+            pass
+    return text or None
+
+
+def digest(content: Any) -> str:
+    """SHA-256 of plain data (JSON with sorted keys)."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""Figures, the page and the dashboards, all from tables alone."""

@@ -1,0 +1,266 @@
+"""The dashboards of an experiment on Weights & Biases, as code.  python -m pdunroll dashboard [experiment=...]
+
+Logs the tables, figures and sentences of outputs/<name>/ as one run of job type "evaluation" beside the runs of the
+trainings, and, with tracking=online, saves a workspace and a report that show both. The specification of the two is
+written to outputs/<name>/dashboard.json in any case; saved again, they are replaced.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import re
+import warnings
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pdunroll.errors import InputError
+from pdunroll.evaluation.tables import read_results
+from pdunroll.files import read_json, read_table, write_json
+from pdunroll.processes import command
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from pdunroll.training.options import Tracking
+
+log = logging.getLogger(__name__)
+
+Row = dict[str, Any]
+FIGURES = ("figures/regimes", "figures/interpretability", "theory/fidelity", "theory/decay", "theory/settling")
+
+
+class Contents(NamedTuple):
+    """What the evaluation run logs, by the names that the panels ask for."""
+
+    tables: dict[str, list[Row]]
+    figures: dict[str, Path]
+    sentences: list[tuple[Path, str]]  # audio and its caption
+
+
+def publish(folder: Path, name: str, tracking: Tracking) -> None:
+    """Write the specification, log the evaluation run, save workspace and report."""
+    if find_spec("wandb_workspaces") is None:
+        raise InputError("the dashboards need wandb-workspaces; run `pip install -e '.[dashboard]'`")
+    from pdunroll.training.tracking import require_login
+
+    path = folder / "dashboard.json"
+    contents = collect(folder, name)
+    known = read_json(path, ("saved",), dict[str, Any])["saved"] if path.is_file() else {}
+    workspace = workspace_of(name, tracking.project, contents, tracking.entity or "")
+    report = report_of(name, tracking.project, contents, "")
+    specification = {kind: json.loads(dumped(view)) for kind, view in (("workspace", workspace), ("report", report))}
+    write_json(path, {"project": tracking.project, "saved": known, **specification})
+    if tracking.mode == "online":
+        require_login()
+    record(folder, name, tracking, contents)
+    if tracking.mode == "online":
+        saved = save(name, tracking, contents, known)
+        write_json(path, {"project": tracking.project, "saved": saved, **specification})
+        log.info("workspace: %s", saved["workspace"]["url"])
+        log.info("report: %s", saved["report"]["url"])
+    else:
+        log.info(
+            "%s is written; to publish it: `wandb login`, `wandb sync multirun/%s/*/wandb/offline-run-*`, "
+            "`%s tracking=online`", path, name, command("dashboard", name),
+        )  # fmt: skip
+
+
+def collect(folder: Path, name: str) -> Contents:
+    """What there is in outputs/<name>/; raises `InputError` naming the command where the evaluation is missing."""
+    from pdunroll.evaluation.tables import Sentence
+
+    tables = {part: read_results(folder, part) for part in ("evaluation", "training")}
+    tables["evaluation"] = [
+        {"model": model(row), "log10_l_inference": math.log10(row["l_inference"]), **row}
+        for row in tables["evaluation"]
+    ]
+    tables["training"] = [{"model": model(row), **row} for row in tables["training"]]
+    for part in ("verdicts", "quality_summary"):
+        if (folder / f"{part}.csv").is_file():
+            again = command(part.split("_")[0], name)
+            tables[part] = read_table(folder / f"{part}.csv", again, columns=("primal_mask", "step_norm"))
+    figures = {stem: folder / f"{stem}.png" for stem in FIGURES if (folder / f"{stem}.png").is_file()}
+    index = folder / "audio" / "index.json"
+    sentences = []
+    for entry in read_json(index, kind=list[Sentence]) if index.is_file() else []:
+        words = entry["name"], entry["restoration"], entry["primal_mask"], entry.get("step_norm")
+        sentences.append((folder / "audio" / entry["file"], " ".join(filter(None, words))))
+    for path, _ in sentences:
+        if not path.is_file():
+            raise InputError(f"{path} is missing; make it again with `{command('quality', name)}`")
+    return Contents(tables, figures, sentences)
+
+
+def model(row: Row) -> str:
+    """Such as "truncated30 released frobenius L=100 seed 0", or "dct frobenius"."""
+    if row["l_training"] is None:
+        return " ".join(filter(None, (row["backprop"], row["step_norm"])))
+    settings = f"{row['primal_mask']} {row['step_norm']}"
+    return f"{row['backprop']}{row['b'] or ''} {settings} L={row['l_training']} seed {row['seed']}"
+
+
+def record(folder: Path, name: str, tracking: Tracking, contents: Contents) -> None:
+    """Log the evaluation run."""
+    from pdunroll.training.run_folder import environment
+    from pdunroll.training.tracking import tracked
+
+    if tracking.mode == "disabled":
+        return
+    import wandb
+
+    identity = "evaluation-" + re.sub(r"[^\w-]", "-", name)
+    with tracked(
+        tracking, folder, job_type="evaluation", group=name, name=f"{name} evaluation",
+        tags=[name, "evaluation"], config={"name": name, "environment": environment()}, identity=identity,
+    ) as tracker:  # fmt: skip
+        assert tracker is not None
+        logged: dict[str, Any] = {
+            part: wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows], allow_mixed_types=True)
+            for part, rows in contents.tables.items()
+        }
+        logged |= {stem: wandb.Image(str(path)) for stem, path in contents.figures.items()}
+        if contents.sentences:
+            logged["sentences"] = [wandb.Audio(str(path), caption=caption) for path, caption in contents.sentences]
+        tracker.log(logged)
+        counted = contents.tables.get("verdicts", [])
+        for word in ("holds", "does not hold", "undecided"):
+            tracker.summary[f"verdicts {word}"] = sum(row["verdict"] == word for row in counted)
+
+
+def libraries() -> tuple[ModuleType, ModuleType]:
+    """`wandb_workspaces.workspaces` and `.reports.v2`, without what they say of their own use of pydantic."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import wandb_workspaces.reports.v2 as reports
+        import wandb_workspaces.workspaces as workspaces
+    return workspaces, reports
+
+
+def panels(contents: Contents) -> dict[str, list[Any]]:
+    """The panels under their headings: of the trainings' runs, then of the evaluation run."""
+    _, wr = libraries()
+    depth, best = wr.Config("network.iterations"), wr.SummaryMetric("best_validation_mse")
+
+    def curve(metric: str, title: str, log_y: bool = True) -> Any:
+        return wr.LinePlot(title=title, x="step", y=[metric], log_y=log_y, title_x="step")
+
+    def series(value: str, title: str) -> Any:
+        return wr.CustomChart(
+            query={"summaryTable": {"tableKey": "evaluation"}},
+            chart_name="wandb/lineseries/v0",
+            chart_fields={"step": "log10_l_inference", "lineKey": "model", "lineVal": value},
+            chart_strings={"title": title, "xname": "log10 of the iterations in inference"},
+        )
+
+    found = {
+        "Training": [
+            curve("validation_mse", "Validation MSE"),
+            curve("train_mse", "Training MSE"),
+            curve("gradient_norm", "Gradient norm"),
+            curve("operator_norm", "||K||_2", log_y=False),
+            curve("learning_rate", "Learning rate", log_y=False),
+        ],
+        "Against L in training": [
+            wr.ScatterPlot(title="Best validation MSE against L", x=depth, y=best, log_x=True, log_y=True),
+            wr.BarPlot(title="Seconds of training", metrics=[wr.SummaryMetric("seconds")]),
+        ],
+        "Operators": [wr.MediaBrowser(media_keys=["operator", "operator_change"])],
+        "Iterations in inference": [series("mse", "Test MSE")],
+    }
+    if contents.figures:
+        found["Figures"] = [wr.MediaBrowser(media_keys=list(contents.figures))]
+    tables = [part for part in ("verdicts", "quality_summary") if part in contents.tables]
+    if tables:
+        found["Verdicts and speech quality"] = [wr.WeavePanelSummaryTable(table_name=part) for part in tables]
+    if contents.sentences:
+        found["Sentences"] = [wr.MediaBrowser(media_keys=["sentences"])]
+    return found
+
+
+GROUPS = (
+    "backprop.name",
+    "backprop.primal_mask",
+    "network.step_norm",
+    "network.iterations",
+)  # curves of one line are the seeds
+
+
+def workspace_of(name: str, project: str, contents: Contents, entity: str) -> Any:
+    """The workspace: all panels, the runs grouped by mode, mask and L."""
+    ws, _ = libraries()
+    return ws.Workspace(
+        entity=entity,
+        project=project,
+        name=f"pdunroll {name}",
+        sections=[ws.Section(name=title, panels=own, is_open=True) for title, own in panels(contents).items()],
+        settings=ws.WorkspaceSettings(x_axis="step", max_runs=100),
+        runset_settings=ws.RunsetSettings(
+            filters=f"Metric('Group') == {name!r}", groupby=[ws.Config(key) for key in GROUPS]
+        ),
+    )
+
+
+def report_of(name: str, project: str, contents: Contents, entity: str) -> Any:
+    """The report: verdicts first, then each section of panels over the runs that it is about."""
+    _, wr = libraries()
+    group = f"Metric('Group') == {name!r} and Metric('JobType') == "
+    trainings = {"name": "trainings", "filters": f"{group}'train'", "groupby": [f"config.{key}" for key in GROUPS]}
+    evaluation = {"name": "evaluation", "filters": f"{group}'evaluation'"}
+    blocks = [wr.H1("Verdicts"), wr.MarkdownBlock(verdicts(contents, name))]
+    for title, own in panels(contents).items():
+        about = trainings if title in ("Training", "Against L in training", "Operators") else evaluation
+        runset = wr.Runset(entity=entity, project=project if entity else "", **about)
+        blocks += [wr.H1(title), wr.PanelGrid(runsets=[runset], panels=own)]
+    return wr.Report(
+        entity=entity,
+        project=project,
+        title=f"pdunroll {name}",
+        description=command("dashboard", name),
+        blocks=blocks,
+        width="fluid",
+    )
+
+
+def verdicts(contents: Contents, name: str) -> str:
+    """The verdicts as a table in Markdown, or the command that makes them."""
+    if "verdicts" not in contents.tables:
+        return f"None yet: `{command('verdicts', name)}`"
+    lines = ["| claim | mask | step norm | verdict | estimate | interval |", "| --- | --- | --- | --- | --- | --- |"]
+    for row in contents.tables["verdicts"]:
+        numbers = " | " if row["estimate"] is None else "{estimate:.3g} {unit} | {low:.3g} to {high:.3g}".format(**row)
+        lines.append(
+            f"| {row['statement']} | {row['primal_mask']} | {row['step_norm']} | **{row['verdict']}** | {numbers} |"
+        )
+    return "\n".join(lines)
+
+
+def dumped(view: Any) -> str:
+    """A workspace or report as the JSON that is sent."""
+    return view._to_model().model_dump_json(by_alias=True, exclude_none=True)
+
+
+def save(name: str, tracking: Tracking, contents: Contents, known: Row) -> Row:
+    """Save both, in the place of those that were saved before; where they are."""
+    import requests
+    import wandb
+
+    try:
+        entity = tracking.entity or wandb.Api().default_entity
+        workspace = workspace_of(name, tracking.project, contents, entity)
+        report = report_of(name, tracking.project, contents, entity)
+        place = f"{entity}/{tracking.project}"
+        if known.get("place") == place:
+            workspace._internal_id, workspace._internal_name = known["workspace"]["id"], known["workspace"]["name"]
+            report.id = known["report"]["id"]
+        workspace.save()
+        report.save()
+    except (wandb.errors.Error, requests.RequestException, ValueError) as error:
+        raise InputError(f"Weights & Biases did not take the dashboards ({' '.join(str(error).split())})") from None
+    return {
+        "place": place,
+        "workspace": {"id": workspace._internal_id, "name": workspace._internal_name, "url": workspace.url},
+        "report": {"id": report.id, "url": report.url},
+    }

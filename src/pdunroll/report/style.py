@@ -1,0 +1,40 @@
+"""What all figures share: their style, their names for things, and how they are written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pdunroll.files import atomic
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+
+
+def set_style() -> None:
+    """Draw without a screen, with the same bytes each time."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams.update({"svg.hashsalt": "pdunroll", "font.size": 9, "axes.grid": True, "grid.alpha": 0.25})
+
+
+def save(figure: Figure, stem: Path, origin: str) -> None:
+    """Write a figure as stem.png and stem.svg, with its origin as a footnote."""
+    import matplotlib.pyplot as plt
+
+    figure.get_layout_engine().set(rect=(0, 0.04, 1, 0.96))  # room for it; the legends keep clear by borderaxespad
+    figure.text(0.5, 0.006, origin, fontsize=6, color="0.4", ha="center")
+    for kind, metadata in (("png", None), ("svg", {"Date": None})):
+        with atomic(stem.with_suffix(f".{kind}")) as temporary:
+            figure.savefig(temporary, format=kind, dpi=160, metadata=metadata)
+    plt.close(figure)
+
+
+def diverging(values: NDArray) -> NDArray:
+    """A matrix as a picture (m, n, 4), uint8: blue below 0, white at 0, red above, full at the largest modulus."""
+    import matplotlib
+    import numpy as np
+
+    return matplotlib.colormaps["RdBu_r"](0.5 + 0.5 * values / (np.abs(values).max() or 1.0), bytes=True)

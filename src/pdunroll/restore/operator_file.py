@@ -1,0 +1,91 @@
+"""Trained operators as files of their own, with what made them; one comes with the package.
+
+An operator file is an npz with `operator`, K (m, n) in float32, and `provenance`, a JSON object as a string. To make
+one of a finished training:
+
+    from pdunroll.restore import operator_file as operators
+    operators.save("mine.npz", operators.from_run("multirun/mine/CELL", command="python -m pdunroll train ..."))
+"""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pdunroll.errors import InputError
+from pdunroll.files import atomic, check, read_array, read_json
+from pdunroll.speech.sources import SAMPLE_RATE
+from pdunroll.training.run_folder import OPERATOR, RECORD
+from pdunroll.training.schema import Provenance, Record
+
+SHIPPED = Path(str(resources.files("pdunroll.restore") / "operator.npz"))
+
+
+class Operator(NamedTuple):
+    """A trained K and where it comes from."""
+
+    matrix: NDArray  # (m, n), float32 or float64
+    provenance: dict[str, Any]  # {} if nothing is known
+
+
+def load(path: str | Path) -> Operator:
+    """Read an operator file, or the operator.npy of a training (with what the run.json beside it says of it).
+
+    Raises `InputError` naming the file if it is missing, damaged or holds no finite matrix of floating-point numbers.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path} does not exist; an operator is the operator.npy of a training or an npz made of it")
+    stored = read_array(path)
+    if isinstance(stored, np.ndarray):
+        matrix, record = stored, path.with_name(RECORD)
+        provenance = _provenance(record) if path.name == OPERATOR and record.is_file() else {}
+    else:
+        try:
+            matrix, provenance = stored["operator"], json.loads(stored["provenance"].item())
+            check(Provenance, provenance)
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+            raise InputError(f"{path} cannot be read as an operator ({error}); replace it") from None
+    if matrix.ndim != 2 or 0 in matrix.shape or matrix.dtype.kind != "f":
+        raise InputError(f"{path} holds a {matrix.dtype} array of shape {matrix.shape}, not an operator (m, n)")
+    with np.errstate(over="ignore"):  # of long doubles
+        matrix = matrix.astype(np.float32 if matrix.dtype.itemsize <= 4 else np.float64)
+    if not np.isfinite(matrix).all() or not matrix.any():
+        raise InputError(f"{path} holds an operator that is zero or not finite; replace it")
+    return Operator(matrix, provenance)
+
+
+def from_run(folder: str | Path, command: str) -> Operator:
+    """The operator of a finished training, trained by `command`; raises `InputError` if it is not finished."""
+    folder = Path(folder)
+    return Operator(load(folder / OPERATOR).matrix, {"command": command, **_provenance(folder / RECORD)})
+
+
+def save(path: str | Path, operator: Operator) -> None:
+    """Write an operator file."""
+    with atomic(Path(path)) as temporary, temporary.open("wb") as file:
+        provenance = json.dumps(operator.provenance)
+        np.savez_compressed(file, operator=operator.matrix.astype(np.float32), provenance=np.array(provenance))
+
+
+def _provenance(path: Path) -> dict[str, Any]:
+    """What a finished training's record says of its operator."""
+    record = read_json(path, kind=Record)  # of any version: an optimum does not depend on the step sizes
+    if record["status"] != "finished":
+        raise InputError(f"{path.parent} is not a finished training; run its command again")
+    settings = record["settings"]
+    return {
+        "data": f"{settings['data']['name']}, sha256 {record['data']}",
+        "sample_rate": SAMPLE_RATE,
+        "bits": settings["data"]["bits"],
+        "seed": settings["seed"],
+        "validation_mse": record["results"]["validation_mse"],
+        "commit": record["environment"].get("commit", "unknown"),
+        "torch": record["environment"].get("torch", "unknown"),
+        "settings": settings,
+    }

@@ -1,0 +1,1 @@
+"""Recordings, the quantizer and the frames that trainings read."""

@@ -1,0 +1,155 @@
+"""From recordings to the dataset: peak normalisation, frames, quantization, and their storage on disk.
+
+A prepared folder holds one npz a split and manifest.json. Stored are the samples as recorded (int16 where the source
+has them) with each file's peak, and the numbers of the quantization cells, so that y and x come back exactly:
+y = samples / peak in float64, x = the centre of the cell.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pdunroll.errors import InputError, require_integer
+from pdunroll.files import digest, read_json, replaced, write_json
+from pdunroll.processes import command
+from pdunroll.speech import quantizer
+from pdunroll.speech.sources import SAMPLE_RATE, SPLITS, Recording
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Frames:
+    """The frames of one split."""
+
+    truth: NDArray[np.float32]  # y  (frames, n)
+    observation: NDArray[np.float32]  # x  (frames, n)
+    file: NDArray[np.int64]  # number of each frame's file in the manifest  (frames,)
+
+
+def prepare(recordings: Iterable[Recording], folder: Path, *, frame_length: int, bits: int) -> dict[str, Any]:
+    """Cut, quantize and store recordings in `folder`, which is replaced if `prepare` made it; return the manifest.
+
+    frame_length is in samples; what is left at a file's end is dropped. Raises `InputError` naming the recording if
+    it is silent or shorter than a frame, or if two splits hold the same recording, and naming `folder` if there is
+    something in it that no earlier call has written.
+    """
+    require_integer("data.frame_length", frame_length, 1)
+    with replaced(folder, "prepared", ours) as partial:
+        return _store(_cut(recordings, frame_length, bits), partial, frame_length, bits)
+
+
+def ours(folder: Path) -> set[str]:
+    """Return the names of what `prepare` has written to a folder; none without its manifest."""
+    try:
+        splits = read_manifest(folder)["splits"]
+    except InputError:
+        return set()
+    return {MANIFEST, *(f"{split}.npz" for split in splits)}
+
+
+Splits = dict[str, list[tuple[dict[str, Any], NDArray, NDArray]]]  # split -> entry in the manifest, samples, cells
+
+
+def _cut(recordings: Iterable[Recording], frame_length: int, bits: int) -> Splits:
+    """Return the frames of each recording and their quantization cells, by split."""
+    splits: Splits = {split: [] for split in SPLITS}
+    seen: dict[str, Recording] = {}
+    for recording in recordings:
+        samples = recording.samples
+        if len(samples) < frame_length:
+            raise InputError(
+                f"{recording.name} has {len(samples)} samples, fewer than one frame of {frame_length}; remove it"
+            )
+        peak = float(np.abs(samples.astype(np.float64)).max())
+        if peak == 0.0:
+            raise InputError(f"{recording.name} is silent; remove it")
+        content = hashlib.sha256(samples.tobytes()).hexdigest()
+        twin = seen.setdefault(content, recording)
+        if twin.split != recording.split:
+            raise InputError(
+                f"{recording.name} ({recording.split}) and {twin.name} ({twin.split}) are the same recording; "
+                "remove one, or the splits leak"
+            )
+        count = len(samples) // frame_length
+        frames = samples[: count * frame_length].reshape(count, frame_length)
+        codes = quantizer.encode(frames / np.float64(peak), bits).astype(np.min_scalar_type(2**bits - 1))
+        entry = {"name": recording.name, "sha256": content, "samples": len(samples), "peak": peak, "frames": count}
+        splits[recording.split].append((entry, frames, codes))
+    for split, files in splits.items():
+        if not files:
+            raise InputError(f"the data source gave no recordings for {split}; each split needs one at least")
+    return splits
+
+
+def _store(splits: Splits, folder: Path, frame_length: int, bits: int) -> dict[str, Any]:
+    """Write one npz a split and the manifest, and return the latter."""
+    settings = {"frame_length": frame_length, "bits": bits, "sample_rate": SAMPLE_RATE}
+    manifest: dict[str, Any] = {"settings": settings, "splits": {}}
+    for split, files in splits.items():
+        entries, frames, codes = zip(*files, strict=True)
+        arrays = {
+            "samples": np.concatenate(frames),
+            "codes": np.concatenate(codes),
+            "file_number": np.repeat(np.arange(len(entries)), [entry["frames"] for entry in entries]).astype(np.uint32),
+            "peak": np.array([entry["peak"] for entry in entries]),
+        }
+        path = folder / f"{split}.npz"
+        np.savez(path, **arrays)
+        manifest["splits"][split] = {
+            **_statistics(*_decoded(arrays, bits), quantizer.radius(bits)),
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "files": list(entries),
+        }
+    manifest["digest"] = digest(manifest)
+    write_json(folder / MANIFEST, manifest)
+    return manifest
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a prepared folder; raises `InputError` that says how to make one if it is missing."""
+    if not (folder / MANIFEST).is_file():
+        raise InputError(f"{folder / MANIFEST} is missing; run `{command('prepare')}` first")
+    manifest = read_json(folder / MANIFEST, ("settings", "splits", "digest"))
+    try:
+        manifest["settings"]["frame_length"], manifest["settings"]["bits"], manifest["settings"]["sample_rate"]
+        for split in SPLITS:
+            manifest["splits"][split]["frames"], manifest["splits"][split]["sha256"], manifest["splits"][split]["files"]
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{folder / MANIFEST} is damaged ({error}); run `{command('prepare')}` again") from None
+    return manifest
+
+
+def load(folder: Path, split: str) -> Frames:
+    """One split of a prepared folder, checked against its manifest."""
+    manifest = read_manifest(folder)
+    path = folder / f"{split}.npz"
+    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != manifest["splits"][split]["sha256"]:
+        raise InputError(f"{path} is missing or damaged; run `{command('prepare')}` again")
+    with np.load(path) as arrays:
+        truth, observation = _decoded(arrays, manifest["settings"]["bits"])
+        return Frames(truth.astype(np.float32), observation.astype(np.float32), arrays["file_number"].astype(np.int64))
+
+
+def _decoded(arrays: Any, bits: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """y and x, (frames, n), in float64."""
+    truth = arrays["samples"] / arrays["peak"][arrays["file_number"], None]
+    return truth, quantizer.decode(arrays["codes"].astype(np.float64), bits)
+
+
+def _statistics(truth: NDArray, observation: NDArray, half_step: float) -> dict[str, Any]:
+    mse = float(np.mean((truth - observation) ** 2))
+    return {
+        "frames": len(truth),
+        "quantized_mse": mse,
+        "quantized_snr_db": float(10 * np.log10(np.mean(truth**2) / mse)),
+        # all samples in the two middle cells: 0 is feasible, hence optimal
+        "trivial_share": float(np.mean((np.abs(observation) <= half_step).all(axis=1))),
+    }

@@ -1,0 +1,252 @@
+"""The folder of one training, and whether what is in it still holds.
+
+run.json       status (training, finished or failed), what made it (settings, data, strategy, code), results
+operator.npy   the K with the best validation error, (m, n) float32
+training.csv   one row a validation
+last.ckpt      where to go on; gone when finished
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import platform
+import subprocess
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+
+from pdunroll.errors import InputError
+from pdunroll.files import atomic, read_array, read_json, write_json
+from pdunroll.processes import command
+from pdunroll.speech.frames import read_manifest
+from pdunroll.training.code_digest import PACKAGE, WITHOUT, source_digest
+from pdunroll.training.run_key import run_key, table_order
+from pdunroll.training.schema import Record
+
+log = logging.getLogger(__name__)
+
+RECORD, OPERATOR = "run.json", "operator.npy"
+
+
+def identify(settings: dict[str, Any], prepared: Path) -> dict[str, Any]:
+    """Return what a training depends on: its scientific settings, its data, its strategy's code and the package's.
+
+    Raises `InputError` if the frames in `prepared` were made with other settings.
+    """
+    manifest = read_manifest(prepared)
+    for key in ("frame_length", "bits"):
+        if manifest["settings"][key] != (value := settings["data"][key]):
+            raise InputError(
+                f"{prepared} was prepared with data.{key}={manifest['settings'][key]}, not {value}; "
+                f"run `{command('prepare')}` first"
+            )
+    strategy = strategy_code(settings["backprop"])
+    return {"settings": settings, "data": manifest["digest"], "strategy": strategy, "code": training_code()}
+
+
+def training_code() -> str:
+    """Return a digest of the code of the package that decides what a training gives."""
+    return source_digest("training.module", "core.gradients", "core.implicit", without=WITHOUT)
+
+
+def strategy_code(backprop: Mapping[str, Any]) -> str | None:
+    """Return a digest of the module of a strategy that is not the package's own, None for one that is."""
+    module = str(backprop["strategy"]["_target_"]).rpartition(".")[0]
+    return None if module.partition(".")[0] == PACKAGE else source_digest(module, without=(*WITHOUT, "core"))
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Keep other processes from training in `folder`; waits, and says so, while another one does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        log.info("another process trains in %s: waiting for it", folder)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Return a training's run.json; raises `InputError` if it is damaged or says nothing of its step sizes."""
+    record = read_json(path, kind=Record)
+    if "step_norm" not in record["settings"]["network"]:
+        raise InputError(
+            f"{path.parent} was trained before the setting network.step_norm existed; "
+            "train it again by the command of its experiment, and remove this folder"
+        )
+    return record
+
+
+class RunFolder:
+    """One training's folder; `identity` is what `identify` gave for the training that is wanted."""
+
+    def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
+        self.folder, self.identity = folder, identity
+        path = folder / RECORD
+        self.record = read_json(path, kind=Record) if path.is_file() else {}
+
+    @property
+    def finished(self) -> bool:
+        """Whether this training has been done here, with this code of the package or with an earlier one."""
+        done = self.record.get("status") == "finished" and (self.folder / OPERATOR).is_file()
+        return done and self._same("settings", "data", "strategy")
+
+    @property
+    def current(self) -> bool:
+        """Whether this training has been done here with this code."""
+        return self.finished and self._same("code")
+
+    def _same(self, *parts: str) -> bool:
+        return all(self.record.get(part) == self.identity[part] for part in parts)
+
+    def begin(self) -> None:
+        """Keep what an interrupted training of just this kind has left; clear what any other has."""
+        results = [self.folder / name for name in (OPERATOR, "training.csv", "last.ckpt")]
+        if not self.record and (found := next((path for path in results if path.exists()), None)):
+            raise InputError(
+                f"{found} is there, but no {RECORD} beside it: this command did not write it; move it away"
+            )
+        same = self._same(*self.identity)
+        if not same:
+            for path in (*results, self.folder / RECORD):  # the record last: what is left of a kill is known as ours
+                path.unlink(missing_ok=True)
+        if not same or self.record["status"] != "training":
+            self._write("training", None)
+
+    def finish(self, operator: NDArray, results: dict[str, Any]) -> None:
+        buffer = io.BytesIO()  # np.save to a file hides why it failed
+        np.save(buffer, operator)
+        with atomic(self.folder / OPERATOR) as temporary:
+            temporary.write_bytes(buffer.getvalue())
+        self._write("finished", results)
+        (self.folder / "last.ckpt").unlink(missing_ok=True)
+
+    def fail(self, reason: str) -> None:
+        self._write("failed", {"reason": reason})
+
+    def _write(self, status: str, results: dict[str, Any] | None) -> None:
+        self.record = {
+            "status": status,
+            **self.identity,
+            "results": results,
+            "environment": environment(),
+        }
+        write_json(self.folder / RECORD, self.record)
+
+
+def environment() -> dict[str, str]:
+    """Where and by what a result was made: recorded, but no part of its identity."""
+    describe = ["git", "-C", Path(__file__).parent, "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        commit = subprocess.run(describe, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:  # there is no git here
+        commit = ""
+    return {
+        "commit": commit or "unknown",
+        "torch": version("torch"),
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def finished_runs(folder: Path, wanted: dict[str, Any], name: str) -> list[tuple[Path, dict[str, Any]]]:
+    """Return folder and record of each finished training in `folder`, multirun/<name>/, in the order of the tables.
+
+    `wanted` is the identity of a training with the present settings; the trainings may differ in backprop, step_norm,
+    L and seed only, so that one table never mixes protocols. Raises `InputError` naming the training and the setting
+    that does. Trainings by other code are taken, with a warning: their records say by which commit.
+    """
+    again = command("train", name, "-m")
+    found, older = [], []
+    for path in sorted(folder.glob(f"*/{RECORD}")):
+        record = read_record(path)
+        if record["status"] != "finished":
+            what = "is not finished" if record["status"] == "training" else "has failed"
+            log.warning("%s %s and is left out; `%s` goes on with it", path.parent, what, again)
+            continue
+        if other := _differing(record, wanted):
+            raise InputError(f"{path.parent} was trained with {other}; run `{again}` again, or remove it")
+        if record["code"] != training_code():
+            older.append(path.parent.name)
+        found.append((path.parent, record))
+    if not found:
+        raise InputError(f"{folder} holds no finished training; run `{again}` first")
+    if older:
+        log.warning(
+            "%d of %d trainings in %s were made by other code of pdunroll, %s the first; "
+            "`%s retrain=true` trains them again", len(older), len(found), folder, older[0], again,
+        )  # fmt: skip
+    return sorted(found, key=lambda run: table_order(run_key(run[1])))
+
+
+def _differing(record: dict[str, Any], wanted: dict[str, Any]) -> str | None:
+    """Name the first difference of a finished training to `wanted` beyond backprop, step_norm, L and seed."""
+    own, common = record["settings"], wanted["settings"]
+    free = {key: own["network"][key] for key in ("iterations", "step_norm")}
+    expected = {
+        **common,
+        "seed": own["seed"],
+        "backprop": own["backprop"],
+        "network": {**common["network"], **free},
+    }
+    return difference({**record, "settings": own}, {**wanted, "settings": expected}, ("data",))
+
+
+def difference(
+    then: Mapping[str, Any], now: Mapping[str, Any], parts: Sequence[str] = ("data", "strategy", "code")
+) -> str | None:
+    """Name the first difference of two identities, such as "network.rows=3, not 4"; None if there is none."""
+    if then["settings"] != now["settings"]:
+        one, other = (
+            defaultdict(lambda: "unset", flat(then["settings"])),
+            defaultdict(lambda: "unset", flat(now["settings"])),
+        )
+        name = next(name for name in [*other, *one] if one[name] != other[name])
+        return " ".join(f"{name}={one[name]}, not {other[name]}".split())
+    return next((f"other {part}" for part in parts if then.get(part) != now.get(part)), None)
+
+
+def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings by their dotted names."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        found.update(flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value})
+    return found
+
+
+def origin(stage: str, name: str, data: str, prepared: Path) -> str:
+    """Return the footnote of a figure that a stage makes: with what command, commit and data."""
+    return (
+        f"{command(stage, name)}   commit {environment()['commit'][:12]}   "
+        f"data: {data}, sha256 {read_manifest(prepared)['digest'][:16]}"
+    )
+
+
+def read_operator(folder: Path, shape: tuple[int, int] | None = None) -> NDArray[np.float32]:
+    """The trained operator of a run; raises `InputError` naming the file if it is damaged or of another shape."""
+    path = folder / OPERATOR
+    operator = read_array(path)
+    if not isinstance(operator, np.ndarray):
+        raise InputError(f"{path} is no single array; remove {folder} and train again")
+    shape = shape or operator.shape
+    if operator.shape == shape and not (np.isfinite(operator).all() and operator.any()):
+        raise InputError(f"{path} holds zeros alone, or NaN or infinite entries; remove {folder} and train again")
+    if operator.shape != shape or operator.dtype != np.float32:
+        raise InputError(
+            f"{path} holds a {operator.dtype} array of shape {operator.shape}, not float32 {shape}; "
+            "evaluate with the settings it was trained with"
+        )
+    return operator

@@ -1,0 +1,86 @@
+"""The content of a training's run.json and of an operator file, as pydantic models for `pdunroll.files.check`.
+
+A reader gets the content as it is in the file. Fields that no model names are not looked at.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+Number = Annotated[FiniteFloat, Field(ge=0)]
+Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
+
+
+class Model(BaseModel):
+    """Of the types that are named, with nothing converted."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class Strategy(Model):
+    target: str = Field(alias="_target_")
+
+
+class Backprop(Model):
+    name: str
+    primal_mask: str
+    strategy: Strategy
+    iterations: Positive | None = None  # b
+
+
+class Network(Model):
+    iterations: Positive  # L
+    step_norm: str = "unset"  # in records of the first version
+
+
+class Data(Model):
+    name: str
+    bits: Positive
+
+
+class Settings(Model):
+    seed: Count
+    data: Data
+    backprop: Backprop
+    network: Network
+    optimization: dict[str, Any]
+
+
+class Results(Model):
+    validation_mse: Number
+    seconds: Number
+    best_step: Count
+
+
+class Failure(Model):
+    reason: str
+
+
+class Record(Model):
+    """The run.json of a training."""
+
+    status: Literal["training", "finished", "failed"]
+    settings: Settings
+    data: str
+    code: str
+    strategy: str | None = None
+    results: Results | Failure | None
+    environment: dict[str, str]
+
+    @model_validator(mode="after")
+    def _results_are_those_of_the_status(self) -> Self:
+        kind = {"training": type(None), "finished": Results, "failed": Failure}[self.status]
+        if not isinstance(self.results, kind):
+            raise ValueError(f"results do not go with status {self.status!r}")
+        return self
+
+
+class Provenance(Model):
+    """What an operator file says of its training, as far as anyone relies on it."""
+
+    bits: Positive | None = None
+    sample_rate: Positive | None = None
