@@ -270,7 +270,7 @@ def test_damaged_files_are_read_or_refused(whole, name):
 # ---------------------------------------------------------------- settings
 
 KEYS = [
-    "seed", "name", "cell", "prepared", "data.frame_length", "data.bits", "data.root", "data.name",
+    "seed", "name", "run", "prepared", "data.frame_length", "data.bits", "data.root", "data.name",
     "network.iterations", "network.rows", "network.step_ratio", "network.extrapolation", "network.step_norm",
     "optimization.learning_rate", "optimization.final_learning_rate", "optimization.adam_epsilon",
     "optimization.decay_counts", "optimization.epochs", "optimization.batch_size", "optimization.shuffle_buffer",
