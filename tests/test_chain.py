@@ -291,6 +291,16 @@ def test_only_a_changed_strategy_of_ones_own_trains_again_by_itself(project):
     assert trained("retrain=true")[0] == {"full", "mine"}
     assert trained("retrain=true")[0] == set()
 
+    for stage in ("evaluate", "theory", "quality", "figures", "verdicts", "report"):  # the mode is everywhere by itself
+        done = subprocess.run(
+            [sys.executable, "-m", "pdunroll", stage, "experiment=smoke", "tracking=off", "quality.sentences=1",
+             "theory.runs=[mine-active_set-frobenius-L3-seed0]"],
+            cwd=project, env=environment(project), capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    for name in ("evaluation.csv", "results.txt", "figures/regimes.svg", "quality_summary.csv", "report.html"):
+        assert "mine" in (project / "outputs/smoke" / name).read_text(), name
+
 
 def test_a_changed_audio_file_is_noticed(project):
     import soundfile

@@ -37,7 +37,7 @@ FIGURES = {
     "theory/decay": "The backward recursion, counted backwards",
     "theory/settling": "Iterations until the masks of a frame change no more",
 }
-RESTORATIONS = ("original", "quantized", "dct", "full", "truncated")
+BASELINES = ("original", "quantized", "dct")  # first in a list of restorations, before those by trained operators
 
 
 def write(folder: Path, name: str, *, runs: Path, prepared: Path) -> None:
@@ -234,16 +234,13 @@ def sentences(folder: Path) -> list[Row]:
             raise InputError(f"{path} is missing; make it again with `{command('quality')}`")
         audio = "data:audio/wav;base64," + base64.b64encode(path.read_bytes()).decode()
         found.setdefault(entry["name"], []).append({**entry, "audio": audio, "spectrogram": spectrogram(path)})
-    order = {restoration: number for number, restoration in enumerate(RESTORATIONS)}
-    return [
-        {
-            "name": name,
-            "takes": sorted(
-                takes, key=lambda take: (order[take["restoration"]], take["step_norm"] or "", take["primal_mask"] or "")
-            ),
-        }
-        for name, takes in found.items()
-    ]
+
+    def order(take: Row) -> tuple[Any, ...]:
+        kind = take["restoration"]
+        number = BASELINES.index(kind) if kind in BASELINES else len(BASELINES)
+        return number, kind, take["step_norm"] or "", take["primal_mask"] or ""
+
+    return [{"name": name, "takes": sorted(takes, key=order)} for name, takes in found.items()]
 
 
 def spectrogram(path: Path) -> str:
