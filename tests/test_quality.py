@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
 from conftest import settings_of
-from pdunroll.commands import quality
+from pdunroll.evaluation import quality
 from pdunroll.files import read_table, write_table
 from pdunroll.speech.frames import load, read_manifest
+from pdunroll.training.run_folder import finished_runs, identify
 from test_chain import table
 
 RATE = 16000
@@ -131,7 +133,9 @@ def test_the_operator_is_the_one_that_validates_best_at_the_optimum(finished, mo
         row["validation_optimum_mse"] = 1e-4 if row["l_training"] == best else 2e-4
         row["optimum_mse"] = 2e-4 if row["l_training"] == best else 1e-4
     write_table(path, rows)
-    chosen = [key for key, _ in quality.candidates(settings_of("experiment=smoke"))]
+    config = settings_of("experiment=smoke")
+    runs = finished_runs(Path(config.evaluation.runs), identify(config.scientific, config.prepared), config.name)
+    chosen = [key for key, _ in quality.candidates(config.outputs, runs, config.shape)]
     assert chosen == [
         {"restoration": "dct", "primal_mask": None, "step_norm": None, "run": None},
         *(

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from pdunroll.commands.quality import KEY
+from pdunroll.evaluation.quality import KEY
 from pdunroll.files import write_json, write_table
 from pdunroll.report.page import inline
 

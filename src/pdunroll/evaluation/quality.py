@@ -1,0 +1,189 @@
+"""Scores of restored sentences, and the sentences to listen to."""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import torch
+from numpy.typing import NDArray
+
+from pdunroll.core.problem import dct_operator
+from pdunroll.core.solve import Algorithm, solve
+from pdunroll.errors import InputError
+from pdunroll.evaluation.tables import read_results
+from pdunroll.files import read_json, replaced, write_json
+from pdunroll.processes import command, end_with_parent
+from pdunroll.training.run_folder import read_operator
+from pdunroll.training.run_key import run_key, run_name
+
+log = logging.getLogger(__name__)
+
+Row = dict[str, Any]
+KEY = ("restoration", "primal_mask", "step_norm", "run")
+INDEX = "index.json"
+METRICS = ("sdr_db", "si_sdr_db", "pesq_wb", "stoi")
+
+
+def candidates(
+    outputs: Path, runs: list[tuple[Path, dict[str, Any]]], shape: tuple[int, int]
+) -> list[tuple[Row, NDArray]]:
+    """Return the DCT, and for each mask, norm and mode the operator with the least validation error at the optimum.
+
+    `outputs` is outputs/<name>/ with optima.csv, `runs` what `finished_runs` gave, `shape` that of K.
+    """
+    validated = {run_name(row): row["validation_optimum_mse"] for row in read_results(outputs, "optima")}
+    best: dict[tuple[str, str, str], tuple[float, Path]] = {}
+    for folder, record in runs:
+        key = run_key(record)
+        if run_name(key) not in validated:
+            again = command("evaluate", outputs.name)
+            raise InputError(f"{outputs}/optima.csv has no row for {folder}; run `{again}` again")
+        entry = validated[run_name(key)], folder
+        kind = key["step_norm"], key["primal_mask"], key["backprop"]
+        best[kind] = min(best.get(kind, entry), entry)
+    found: list[tuple[Row, NDArray]] = [({**dict.fromkeys(KEY), "restoration": "dct"}, dct_operator(*shape).numpy())]
+    for (norm, mask, mode), (_, folder) in sorted(best.items()):
+        key = {"restoration": mode, "primal_mask": mask, "step_norm": norm, "run": folder.name}
+        found.append((key, read_operator(folder, shape)))
+    return found
+
+
+def restored(
+    operator: NDArray,
+    observation: NDArray,
+    *,
+    radius: float,
+    algorithm: Algorithm,
+    tolerance: float,
+    max_iterations: int,
+) -> NDArray:
+    """Return the certified optimum of each frame, (frames, n); operator (m, n), observation x (frames, n)."""
+    end_with_parent()
+    torch.set_num_threads(1)
+    found = solve(
+        torch.from_numpy(operator),
+        torch.from_numpy(observation),
+        radius=radius,
+        tolerance=tolerance,
+        max_iterations=max_iterations,
+        algorithm=algorithm,
+    )
+    return found.primal.numpy()
+
+
+def measures(original: NDArray, signal: NDArray, rate: int) -> dict[str, float | None]:
+    """Metrics of one sentence against the original, both (samples,); None where one cannot be had.
+
+    sdr_db is 10 log10 of ||original||^2 / ||original - signal||^2, si_sdr_db the same after the best scaling of the
+    original; PESQ (ITU-T P.862.2, wide band) and STOI come from the packages of the same names.
+    """
+    from torchmetrics.functional.audio import scale_invariant_signal_distortion_ratio, signal_noise_ratio
+
+    target, estimate = torch.from_numpy(original).double(), torch.from_numpy(signal).double()
+    return {
+        "sdr_db": float(signal_noise_ratio(estimate, target)),
+        "si_sdr_db": float(scale_invariant_signal_distortion_ratio(estimate, target)),
+        **perceived(original, signal, rate),
+    }
+
+
+def perceived(original: NDArray, signal: NDArray, rate: int) -> dict[str, float | None]:
+    """PESQ and STOI, each None without its package, or where a sentence is too short or too quiet for it."""
+    found: dict[str, float | None] = {"pesq_wb": None, "stoi": None}
+    if not packages_are_there():
+        return found
+    from pesq import PesqError, pesq
+    from pystoi import stoi
+
+    try:
+        found["pesq_wb"] = float(pesq(rate, original, signal, "wb"))
+    except PesqError:
+        log.warning("PESQ finds no speech in a sentence of %d samples", len(original))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        value = float(stoi(original, signal, rate))
+    found["stoi"] = None if said else value  # it warns, and returns a constant, where a sentence is too short
+    return found
+
+
+@cache
+def packages_are_there() -> bool:
+    """Whether PESQ and STOI can be had; says so once if not."""
+    from importlib.util import find_spec
+
+    there = all(map(find_spec, ("pesq", "pystoi")))
+    if not there:
+        log.warning("PESQ and STOI are left out; `pip install -e '.[speech]'` brings them")
+    return there
+
+
+def summary(rows: list[Row], seed: int) -> list[Row]:
+    """Means over the sentences; gain over the quantized ones, with a 95% interval (bootstrap over the sentences)."""
+    from scipy.stats import bootstrap
+
+    base = {(row["file"], row["metric"]): row["value"] for row in rows if row["restoration"] == "quantized"}
+    groups: dict[tuple, list[Row]] = {}
+    for row in rows:
+        if row["value"] is not None and base[row["file"], row["metric"]] is not None:
+            key = *(row[part] for part in KEY), row["metric"]
+            groups.setdefault(key, []).append(row)
+    found = []
+    for (*key, metric), mine in groups.items():
+        gains = np.array([row["value"] - base[row["file"], metric] for row in mine])
+        low = high = None
+        if len(gains) > 1 and np.ptp(gains) > 0:
+            interval = bootstrap((gains,), np.mean, method="percentile", rng=seed).confidence_interval
+            low, high = float(interval.low), float(interval.high)
+        found.append({
+            **dict(zip(KEY, key, strict=True)), "metric": metric,
+            "mean": float(np.mean([row["value"] for row in mine])), "gain": float(gains.mean()),
+            "low": low, "high": high, "sentences": len(mine),
+        })  # fmt: skip
+    return found
+
+
+def listen(folder: Path, signals: list[tuple[Row, list[NDArray]]], names: list[str], rate: int) -> None:
+    """Write the first sentences of each take as 16-bit wav files and index.json; replaces a `folder` that it made."""
+    with replaced(folder, "audio", listed) as partial:
+        _write_sentences(partial, signals, names, rate)
+
+
+def listed(folder: Path) -> set[str]:
+    """Return the names of what `listen` has written to a folder; none without its index."""
+    try:
+        return {INDEX, *(entry["file"] for entry in read_json(folder / INDEX))}
+    except (InputError, KeyError, TypeError):
+        return set()
+
+
+def _write_sentences(partial: Path, signals: list[tuple[Row, list[NDArray]]], names: list[str], rate: int) -> None:
+    entries = []
+    for number, name in enumerate(names):
+        for key, parts in signals:
+            file = (
+                "-".join(filter(None, (str(number), key["restoration"], key["primal_mask"], key["step_norm"]))) + ".wav"
+            )
+            audio = io.BytesIO()  # libsndfile hides why writing to a file failed
+            soundfile.write(audio, parts[number].clip(-1.0, 1.0), rate, format="WAV", subtype="PCM_16")
+            (partial / file).write_bytes(audio.getvalue())
+            entries.append({"name": name, **key, "file": file, "seconds": len(parts[number]) / rate})
+    write_json(partial / INDEX, entries)
+
+
+def readable(means: list[Row]) -> str:
+    """Return mean and gain of each restoration as a table to be read."""
+    lines = [f"{'restoration':<12}{'mask':<12}{'step norm':<12}" + "".join(f"{metric:>18}" for metric in METRICS)]
+    for key in dict.fromkeys((row["restoration"], row["primal_mask"], row["step_norm"]) for row in means):
+        found = {
+            row["metric"]: row for row in means if (row["restoration"], row["primal_mask"], row["step_norm"]) == key
+        }
+        values = (f"{found[m]['mean']:.3f} ({found[m]['gain']:+.3f})" if m in found else "" for m in METRICS)
+        lines.append(f"{key[0]:<12}{key[1] or '':<12}{key[2] or '':<12}" + "".join(f"{value:>18}" for value in values))
+    return "\n".join(lines)
