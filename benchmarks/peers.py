@@ -23,7 +23,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -349,20 +350,14 @@ class Peer:
         self.process.wait()
 
 
-def compare(frames: tuple[Any, Any], K0: Any, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Return the rows of the table."""
+def compare(frames: tuple[Any, Any], K0: Any, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Yield the rows of the table."""
     pythons = dict(entry.split("=", 1) for entry in options.python)
-    rows = []
-    for threads in options.threads:
-        for batch in options.batches:
-            y, x = (part[:batch] for part in frames)
-            for mode in ("full", "truncated"):
-                for L in options.depths:
-                    rows += case(mode, L, threads, batch, (K0, y, x), pythons, options.rounds)
-                    for row in rows[-len(PEERS) :]:
-                        if (row["l"], row["mode"], row["batch"], row["threads"]) == (L, mode, batch, threads):
-                            print("  ".join(str(value) for value in row.values()), flush=True)
-    return rows
+    for batch, threads, L, mode in product(options.batches, options.threads, options.depths, ("full", "truncated")):
+        y, x = (part[:batch] for part in frames)
+        for row in case(mode, L, threads, batch, (K0, y, x), pythons, options.rounds):
+            print("  ".join(str(value) for value in row.values()), flush=True)
+            yield row
 
 
 def case(
@@ -459,10 +454,12 @@ def main() -> None:
     test = load(options.prepared, "test")
     nontrivial = (np.abs(test.observation) > ETA).any(axis=1)
     frames = test.truth[nontrivial], test.observation[nontrivial]
-    rows = compare(frames, pdunroll.dct_operator(320, 320).numpy(), options)
     git = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
-    write_table(options.table, [{**row, "cpu": cpu(), "commit": commit} for row in rows])
+    rows: list[dict[str, Any]] = []
+    for row in compare(frames, pdunroll.dct_operator(320, 320).numpy(), options):
+        rows.append({**row, "cpu": cpu(), "commit": commit})
+        write_table(options.table, rows)  # what has been measured is kept
     draw(rows, options.table.with_suffix(""), f"benchmarks/peers.py   {cpu()}   commit {commit}")
 
 
