@@ -448,7 +448,7 @@ def main() -> None:
     options = parser.parse_args()
 
     import pdunroll
-    from pdunroll.files import write_table
+    from pdunroll.files import read_table, write_table
     from pdunroll.speech.frames import load
 
     test = load(options.prepared, "test")
@@ -456,7 +456,12 @@ def main() -> None:
     frames = test.truth[nontrivial], test.observation[nontrivial]
     git = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
-    rows: list[dict[str, Any]] = []
+    sizes = options.batches, options.threads, options.depths
+    rows = [  # of sizes that an earlier call has measured
+        row
+        for row in (read_table(options.table, "") if options.table.is_file() else [])
+        if not all(row[key] in wanted for key, wanted in zip(("batch", "threads", "l"), sizes, strict=True))
+    ]
     for row in compare(frames, pdunroll.dct_operator(320, 320).numpy(), options):
         rows.append({**row, "cpu": cpu(), "commit": commit})
         write_table(options.table, rows)  # what has been measured is kept

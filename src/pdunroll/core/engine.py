@@ -41,10 +41,10 @@ SEGMENT = 50  # iterations in one CUDA graph of a loop whose length varies
 
 
 class Tape(NamedTuple):
-    """What Algorithm 2 needs of the iterations l = f + 1, ..., f + s of Algorithm 1."""
+    """What Algorithm 2 and the lemma need of the iterations l = f + 1, ..., f + s of Algorithm 1."""
 
     dual: Tensor  # psi^l  (s, B, m)
-    primal: Tensor  # y^l with that of iteration f in front  (s + 1, B, n)
+    extrapolated: Tensor  # ybar^{l-1}  (s, B, n)
     masks: Masks  # of both proximal operators  (s, B, m) and (s, B, n), booleans
 
 
@@ -72,33 +72,30 @@ class Engine:
         (B, n), m = x.shape, len(K)
         tape = Tape(
             memory((count, B, m), K),
-            memory((count + 1, B, n), K),
+            memory((count, B, n), K),
             Masks(memory((count, B, m), K, torch.bool), memory((count, B, n), K, torch.bool)),
         )
-        tape.primal[0] = start.primal
         return tape, self._record(K, x, mask, start, tape)
 
     def _record(self, K: Tensor, x: Tensor, mask: PrimalMask, start: Iterate, tape: Tape) -> Iterate:
         first = 0
         for part in _segments(len(tape.dual)):
-            dual, primal, *masks, z_dual, z_primal, extrapolated = self._call(_record, (part, mask), K, x, *start)
+            dual, extrapolated, *masks, z_dual, z_primal, primal, last = self._call(_record, (part, mask), K, x, *start)
             block = slice(first, first + part)
-            tape.dual[block], tape.primal[1:][block] = dual, primal
+            tape.dual[block], tape.extrapolated[block] = dual, extrapolated
             tape.masks.dual[block], tape.masks.primal[block] = masks
-            start = Iterate(z_dual, dual[-1], z_primal, primal[-1], extrapolated)
+            start = Iterate(z_dual, dual[-1], z_primal, primal, last)
             first += part
         return start
 
-    def backward(
-        self, K: Tensor, masks: Masks, adjoint: Adjoint, delta_primal: Tensor, delta_dual_bar: Tensor
-    ) -> Adjoint:
+    def backward(self, K: Tensor, masks: Masks, adjoint: Adjoint, delta_primal: Tensor, delta_dual: Tensor) -> Adjoint:
         """Run Algorithm 2 over the iterations of `masks`, the last one first, and return its last step.
 
-        Writes each iteration's delta_P to delta_primal (s, B, n) and its deltabar_D to delta_dual_bar (s, B, m).
+        Writes each iteration's delta_P to delta_primal (s, B, n) and its delta_D to delta_dual (s, B, m).
         """
-        primal, dual_bar, *last = self._call(_backward, None, K, *masks, *adjoint)
+        primal, dual, *last = self._call(_backward, None, K, *masks, *adjoint)
         delta_primal.copy_(primal)
-        delta_dual_bar.copy_(dual_bar)
+        delta_dual.copy_(dual)
         return Adjoint(*last)
 
     def backward_sums(
@@ -137,9 +134,10 @@ def _record(
     (count, mask), iterate = fixed, Iterate(*start)
     kept = []
     for _ in range(count):
-        iterate = algorithm.step(K, x, iterate)
-        kept.append((iterate.dual, iterate.primal, *algorithm.masks(iterate, x, mask)))
-    return *map(torch.stack, zip(*kept, strict=True)), iterate.z_dual, iterate.z_primal, iterate.extrapolated
+        before, iterate = iterate, algorithm.step(K, x, iterate)
+        kept.append((iterate.dual, before.extrapolated, *algorithm.masks(iterate, x, mask)))
+    last = iterate.z_dual, iterate.z_primal, iterate.primal, iterate.extrapolated
+    return *map(torch.stack, zip(*kept, strict=True)), *last
 
 
 def _backward(
@@ -149,8 +147,8 @@ def _backward(
     for masks in zip(dual.flip(0), primal.flip(0), strict=True):
         adjoint = algorithm.adjoint_step(K, Masks(*masks), adjoint)
         steps.append(adjoint)
-    delta_primal, _, delta_dual_bar = (torch.stack(parts).flip(0) for parts in zip(*steps, strict=True))
-    return delta_primal, delta_dual_bar, *adjoint
+    delta_primal, delta_dual, _ = (torch.stack(parts).flip(0) for parts in zip(*steps, strict=True))
+    return delta_primal, delta_dual, *adjoint
 
 
 def _backward_sums(
@@ -267,7 +265,7 @@ class CompiledEngine(Engine):
         self.loops.record(
             self.number, *self._both(K), _array(x), *self._box(x), self.sigma, self.tau, self.theta,
             np.float32(mask.shift), np.float32(mask.bound), *(part.numpy() for part in state),
-            tape.dual.numpy(), tape.primal.numpy(), tape.masks.dual.numpy(), tape.masks.primal.numpy(),
+            tape.dual.numpy(), tape.extrapolated.numpy(), tape.masks.dual.numpy(), tape.masks.primal.numpy(),
         )  # fmt: skip
         return state
 
@@ -276,11 +274,11 @@ class CompiledEngine(Engine):
         start = self.algorithm.start(K, x) if start is None else start
         return Iterate(*(part.clone(memory_format=torch.contiguous_format) for part in start))
 
-    def backward(self, K, masks, adjoint, delta_primal, delta_dual_bar):
+    def backward(self, K, masks, adjoint, delta_primal, delta_dual):
         last = Adjoint(*(part.clone(memory_format=torch.contiguous_format) for part in adjoint))
         self.loops.backward(
             self.number, *self._both(K), self.sigma, self.tau, self.theta, *(mask.numpy() for mask in masks),
-            *(part.numpy() for part in last), delta_primal.numpy(), delta_dual_bar.numpy(),
+            *(part.numpy() for part in last), delta_primal.numpy(), delta_dual.numpy(),
         )  # fmt: skip
         return last
 

@@ -56,10 +56,7 @@ class Full(Backprop):
 
     grad_K = sum_{l=1}^{L}  sigma delta_D^l (ybar^{l-1})^T - tau psi^l (delta_P^l)^T            (the lemma)
 
-    With ybar^{l-1} = y^{l-1} + theta (y^{l-1} - y^{l-2}) and (3), summation by parts turns its first sum into that of
-    deltabar_D^l (y^{l-1})^T less theta delta_D^1 (y^0)^T, so that ybar need not be kept.
-
-    Keeps psi, y and both masks, 5 L (m + n) bytes a frame in float32; with `checkpoint_every` = s only every s-th
+    Keeps psi, ybar and both masks, 5 L (m + n) bytes a frame in float32; with `checkpoint_every` = s only every s-th
     iterate and s iterations, which are run a second time for the backward pass: s = sqrt(L) keeps the least.
     """
 
@@ -77,7 +74,7 @@ class Full(Backprop):
         every, start = self.checkpoint_every, engine.algorithm.start(K, x)
         if every is None:
             tape, last = self._record(engine, K, x, iterations, start)
-            return last.primal, (x, tape.dual, tape.primal, *tape.masks)
+            return last.primal, (x, tape.dual, tape.extrapolated, *tape.masks)
         checkpoints = [start]
         for first in range(0, iterations, every):
             last = engine.iterate(K, x, min(every, iterations - first), checkpoints[-1])
@@ -92,28 +89,27 @@ class Full(Backprop):
         """Yield all iterations, the last ones first."""
         x, *tensors = kept
         if self.checkpoint_every is None:
-            dual, primal, *masks = tensors
-            yield Tape(dual, primal, Masks(*masks))
+            dual, extrapolated, *masks = tensors
+            yield Tape(dual, extrapolated, Masks(*masks))
             return
         for number in reversed(range(len(tensors) // 5)):
             count = min(self.checkpoint_every, iterations - number * self.checkpoint_every)
             yield self._record(engine, K, x, count, Iterate(*tensors[5 * number : 5 * number + 5]))[0]
 
     def gradient(self, engine, K, kept, iterations, grad):
-        sigma, tau, theta = engine.algorithm.sigma, engine.algorithm.tau, engine.algorithm.theta
+        sigma, tau = engine.algorithm.sigma, engine.algorithm.tau
         (B, n), m, total = grad.shape, len(K), torch.zeros_like(K, memory_format=torch.contiguous_format)
         size = max(1, min(ROWS // max(B, 1), iterations))  # iterations in a block
-        delta_primal, delta_dual_bar = memory((size, B, n), K), memory((size, B, m), K)
+        delta_primal, delta_dual = memory((size, B, n), K), memory((size, B, m), K)
         adjoint = engine.algorithm.adjoint_start(K, grad)
         for tape in self._tapes(engine, K, kept, iterations):
             for end in range(len(tape.dual), 0, -size):
                 l = slice(max(0, end - size), end)
                 masks = Masks(tape.masks.dual[l], tape.masks.primal[l])
-                deltas = delta_primal[: len(masks.dual)], delta_dual_bar[: len(masks.dual)]
+                deltas = delta_primal[: len(masks.dual)], delta_dual[: len(masks.dual)]
                 adjoint = engine.backward(K, masks, adjoint, *deltas)
-                engine.add_outer(total, sigma, deltas[1].flatten(0, 1), tape.primal[l].flatten(0, 1))
+                engine.add_outer(total, sigma, deltas[1].flatten(0, 1), tape.extrapolated[l].flatten(0, 1))
                 engine.add_outer(total, -tau, tape.dual[l].flatten(0, 1), deltas[0].flatten(0, 1))
-        engine.add_outer(total, -sigma * theta, adjoint.dual, tape.primal[0])
         return total
 
 

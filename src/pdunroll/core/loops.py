@@ -1,8 +1,8 @@
 """Algorithms 1 and 2 over blocks of iterations, for float32 on CPUs, compiled by numba; called by `core.engine`.
 
-Rows are frames, all arrays are contiguous; KT is K^T written out. An iteration is two products, each followed by one
-pass over its result that adds, projects, masks and extrapolates. Nothing is rounded otherwise than in the pure steps,
-but for the products.
+Rows are frames, all arrays are contiguous; KT is K^T written out. An iteration is two products, each followed by
+short loops over its result that add, project, mask and extrapolate. But for the products, nothing is rounded
+otherwise than in the pure steps.
 """
 
 from __future__ import annotations
@@ -99,19 +99,14 @@ def _primal_update(z, previous, primal, lower, upper, extrapolated, theta, free,
     the mask if wanted."""
     z, previous, primal, extrapolated = z.ravel(), previous.ravel(), primal.ravel(), extrapolated.ravel()
     lower, upper = lower.ravel(), upper.ravel()
-    if free is None:
-        for i in range(z.size):
-            before = previous[i]
-            z[i] += before
-            primal[i] = min(max(z[i], lower[i]), upper[i])
-            extrapolated[i] = primal[i] + theta * (primal[i] - before)
-    else:
+    for i in range(z.size):  # three short loops: with more arrays in one, LLVM does not vectorize it
+        z[i] += previous[i]
+        primal[i] = min(max(z[i], lower[i]), upper[i])
+    for i in range(z.size):
+        extrapolated[i] = primal[i] + theta * (primal[i] - previous[i])
+    if free is not None:
         mask, x = free.ravel(), x.ravel()
         for i in range(z.size):
-            before = previous[i]
-            z[i] += before
-            primal[i] = min(max(z[i], lower[i]), upper[i])
-            extrapolated[i] = primal[i] + theta * (primal[i] - before)
             mask[i] = abs(z[i] - shift * x[i]) <= bound
 
 
@@ -120,29 +115,39 @@ def iterate(
     number, count, K, KT, lower, upper, sigma, tau, theta, z_dual, dual, z_primal, primal, extrapolated
 ):  # fmt: skip
     """`count` iterations of Algorithm 1, in place."""
-    for _ in range(count):
+    duals, primals = (dual, np.empty_like(dual)), (primal, np.empty_like(primal))  # a pass in place is not vectorized
+    for l in range(count):
+        old, new = l % 2, 1 - l % 2
         multiply(number, z_dual, extrapolated, KT, sigma)
-        _dual_update(z_dual, dual, dual, None)
-        multiply(number, z_primal, dual, K, -tau)
-        _primal_update(z_primal, primal, primal, lower, upper, extrapolated, theta, None, lower, _ONE, _ONE)
+        _dual_update(z_dual, duals[old], duals[new], None)
+        multiply(number, z_primal, duals[new], K, -tau)
+        _primal_update(z_primal, primals[old], primals[new], lower, upper, extrapolated, theta, None, lower, _ONE, _ONE)
+    if count % 2:
+        dual[:], primal[:] = duals[1], primals[1]
 
 
 @jit
 def record(
     number, K, KT, x, lower, upper, sigma, tau, theta, shift, bound, z_dual, dual, z_primal, primal, extrapolated,
-    duals, primals, free_dual, free_primal,
+    duals, bars, free_dual, free_primal,
 ):  # fmt: skip
-    """As `iterate`, with psi^l, y^l and masks of each of the s iterations kept; primals (s + 1, B, n)."""
-    for l in range(len(duals)):
-        multiply(number, z_dual, extrapolated, KT, sigma)
+    """As `iterate`, with psi^l, ybar^{l-1} and masks of each of the s iterations kept."""
+    s = len(duals)
+    primals = (primal, np.empty_like(primal))
+    if s > 0:
+        bars[0] = extrapolated
+    for l in range(s):
+        multiply(number, z_dual, bars[l], KT, sigma)
         _dual_update(z_dual, dual if l == 0 else duals[l - 1], duals[l], free_dual[l])
         multiply(number, z_primal, duals[l], K, -tau)
         _primal_update(
-            z_primal, primals[l], primals[l + 1], lower, upper, extrapolated, theta, free_primal[l], x, shift, bound
-        )
-    if len(duals) > 0:
+            z_primal, primals[l % 2], primals[1 - l % 2], lower, upper, bars[l + 1] if l < s - 1 else extrapolated,
+            theta, free_primal[l], x, shift, bound,
+        )  # fmt: skip
+    if s > 0:
         dual[:] = duals[-1]
-        primal[:] = primals[-1]
+    if s % 2:
+        primal[:] = primals[1]
 
 
 @jit
@@ -163,30 +168,31 @@ def _adjoint_primal(z, previous, free, delta):
 
 
 @jit
-def _adjoint_dual(z, dual, free, bar, theta):
-    """delta_D = mask_D (delta_D - tau K delta_P), with the second term in z, in place; deltabar_D. Eqs. (2), (3)."""
-    z, dual, free, bar = z.ravel(), dual.ravel(), free.ravel(), bar.ravel()
+def _adjoint_dual(z, previous, free, delta, bar, theta):
+    """delta_D = mask_D (delta_D - tau K delta_P), with the second term in z; deltabar_D. Eqs. (2), (3)."""
+    z, previous, free, delta, bar = z.ravel(), previous.ravel(), free.ravel(), delta.ravel(), bar.ravel()
     for i in range(z.size):
-        value = dual[i] + z[i] if free[i] else _ZERO
-        bar[i] = value + theta * (value - dual[i])
-        dual[i] = value
+        before = previous[i]
+        value = before + z[i] if free[i] else _ZERO
+        bar[i] = value + theta * (value - before)
+        delta[i] = value
 
 
 @jit
 def backward(
-    number, K, KT, sigma, tau, theta, free_dual, free_primal, primal, dual, bar, delta_primal, delta_dual_bar
+    number, K, KT, sigma, tau, theta, free_dual, free_primal, primal, dual, bar, delta_primal, delta_dual
 ):  # fmt: skip
     """Algorithm 2 over s iterations, the last one first; primal, dual and bar are moved on in place."""
     s = len(delta_primal)
     z_primal, z_dual = np.empty_like(primal), np.empty_like(dual)
     for l in range(s - 1, -1, -1):
-        _back(number, z_primal, bar if l == s - 1 else delta_dual_bar[l + 1], K, sigma)
+        _back(number, z_primal, bar, K, sigma)
         _adjoint_primal(z_primal, primal if l == s - 1 else delta_primal[l + 1], free_primal[l], delta_primal[l])
         multiply(number, z_dual, delta_primal[l], KT, -tau)
-        _adjoint_dual(z_dual, dual, free_dual[l], delta_dual_bar[l], theta)
+        _adjoint_dual(z_dual, dual if l == s - 1 else delta_dual[l + 1], free_dual[l], delta_dual[l], bar, theta)
     if s > 0:
         primal[:] = delta_primal[0]
-        bar[:] = delta_dual_bar[0]
+        dual[:] = delta_dual[0]
 
 
 @jit
@@ -202,10 +208,14 @@ def backward_sums(
 ):  # fmt: skip
     """`count` iterations of Algorithm 2 with the same masks, in place; delta_P and delta_D are added to the sums."""
     z_primal, z_dual = np.empty_like(primal), np.empty_like(dual)
-    for _ in range(count):
+    primals, duals = (primal, np.empty_like(primal)), (dual, np.empty_like(dual))
+    for l in range(count):
+        old, new = l % 2, 1 - l % 2
         _back(number, z_primal, bar, K, sigma)
-        _adjoint_primal(z_primal, primal, free_primal, primal)
-        _add(sum_primal, primal)
-        multiply(number, z_dual, primal, KT, -tau)
-        _adjoint_dual(z_dual, dual, free_dual, bar, theta)
-        _add(sum_dual, dual)
+        _adjoint_primal(z_primal, primals[old], free_primal, primals[new])
+        _add(sum_primal, primals[new])
+        multiply(number, z_dual, primals[new], KT, -tau)
+        _adjoint_dual(z_dual, duals[old], free_dual, duals[new], bar, theta)
+        _add(sum_dual, duals[new])
+    if count % 2:
+        primal[:], dual[:] = primals[1], duals[1]
