@@ -6,7 +6,7 @@ A step is the whole of it: the Frobenius norm and the step sizes, L iterations o
 summed squared error (released mask; truncated with b = min(L, 30)), and Adam. Every implementation runs in a process of
 its own, pinned to the same cores; the processes take turns, so that all meet the same machine. Each first shows its
 gradient, which is compared with ours. Writes one row for each implementation, mode, L, batch size and number of
-threads: ms (median over the rounds), ratio to ours, ratio to the limit, peak memory and the gradient's distance.
+threads: ms (median over all steps), ratio to ours, ratio to the limit, peak memory and the gradient's distance.
 
 The limit is the time of the products alone: 6 L or 2 L + 2 b of them at the best rate that ours reaches in the run.
 TensorFlow and JAX come with `pip install -e '.[peers]'`, or from the interpreters that --python names.
@@ -292,12 +292,16 @@ def serve() -> None:
         elif request[0] == "rate":
             answer = rate(request[1])
         else:
-            start = time.perf_counter()
-            for _ in range(request[1]):
-                made["step"]()
-            answer = (time.perf_counter() - start) / request[1], peak()
+            answer = [timed(made["step"]) for _ in range(request[1])], peak()
         answers.write(base64.b64encode(pickle.dumps(answer)).decode() + "\n")
         answers.flush()
+
+
+def timed(step: Step) -> float:
+    """Return the seconds that one step takes."""
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start
 
 
 def rate(batch: int) -> float:
@@ -378,8 +382,8 @@ def case(
     memory = {}
     for _ in range(rounds):
         for name, peer in peers.items():
-            seconds, memory[name] = peer.ask("step", max(2, 400 // L))
-            times[name].append(seconds)
+            seconds, memory[name] = peer.ask("step", max(2, 200 // L))
+            times[name] += seconds
     for peer in peers.values():
         peer.end()
     median = {name: statistics.median(values) for name, values in times.items()}
@@ -444,7 +448,7 @@ def main() -> None:
     parser.add_argument("--depths", type=int, nargs="+", default=[10, 30, 100, 300, 1000])
     parser.add_argument("--batches", type=int, nargs="+", default=[32, 128])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=10)
     options = parser.parse_args()
 
     import pdunroll
