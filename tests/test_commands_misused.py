@@ -305,3 +305,26 @@ def test_a_result_of_silence_is_announced(tmp_path, call):
     assert "silence" in done.out
     soundfile.write(tmp_path / "finer.wav", pdunroll.quantize(1.9 * NOISE, 2), 16000)
     assert "silence" not in call("restore", "finer.wav", "out.wav").out
+
+
+def test_settings_edited_by_hand_are_not_ignored_without_a_word(call, tmp_path):
+    assert call("settings", "experiment=smoke").status == 0
+    path = tmp_path / "outputs/smoke/settings.yaml"
+    assert call("settings", "experiment=smoke", "evaluation.frames=5").status == 0  # written anew
+    path.write_text(path.read_text().replace("frames: 5", "frames: 6"))
+    refused(call("settings", "experiment=smoke"), str(path.relative_to(tmp_path)), "no effect", "conf/")
+    path.write_text("damaged: [")
+    assert call("settings", "experiment=smoke").status == 0
+
+
+def test_flags_may_follow_the_overrides(prepared, call):
+    one = (*PREPARE, "backprop=full", "backprop.primal_mask=active_set")
+    done = command("train", *one, "-m", "network.iterations=3", cwd=prepared)
+    assert done.returncode == 0, done.stderr
+    assert "1 of 1 trainings finished" in done.stdout
+
+
+def test_no_such_command_names_those_that_there_are(tmp_path):
+    done = command("trane", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("pdunroll: there is no command 'trane'; there are prepare, train, ")
