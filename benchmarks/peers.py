@@ -425,13 +425,13 @@ def draw(rows: list[dict[str, Any]], stem: Path, origin: str) -> None:
             for number, name in enumerate(PEERS):
                 for batch, style in zip(sorted({row["batch"] for row in rows}), ("-o", "--s"), strict=False):
                     own = [row for row in rows if (row["peer"], row["mode"], row["threads"]) == (name, mode, count)]
-                    own = [row for row in own if row["batch"] == batch]
+                    own = sorted((row for row in own if row["batch"] == batch), key=lambda row: row["l"])
                     if own and name != "ours":
                         label = f"{name}, batch {batch}"
                         ratios = [row["over_ours"] for row in own]
                         ax.plot([row["l"] for row in own], ratios, style, color=f"C{number}", label=label, markersize=4)
             ax.axhline(1, color="0.3", linewidth=1)
-            ax.set(xscale="log", yscale="log", title=f"{mode}, {count} thread{'s' if count > 1 else ''}")
+            ax.set(xscale="log", title=f"{mode}, {count} thread{'s' if count > 1 else ''}")
         line[0].set_ylabel("time of a step over ours")
     for ax in axes[-1]:
         ax.set_xlabel("L")
@@ -458,7 +458,7 @@ def main() -> None:
     test = load(options.prepared, "test")
     nontrivial = (np.abs(test.observation) > ETA).any(axis=1)
     frames = test.truth[nontrivial], test.observation[nontrivial]
-    git = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    git = ["git", "rev-parse", "--short=12", "HEAD"]
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     sizes = options.batches, options.threads, options.depths
     rows = [  # of sizes that an earlier call has measured
@@ -468,6 +468,7 @@ def main() -> None:
     ]
     for row in compare(frames, pdunroll.dct_operator(320, 320).numpy(), options):
         rows.append({**row, "cpu": cpu(), "commit": commit})
+        rows.sort(key=lambda row: (row["batch"], row["threads"], row["mode"], row["l"]))  # stable: peers in their order
         write_table(options.table, rows)  # what has been measured is kept
     draw(rows, options.table.with_suffix(""), f"benchmarks/peers.py   {cpu()}   commit {commit}")
 
