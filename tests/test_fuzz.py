@@ -219,7 +219,9 @@ def whole(smoke, tmp_path_factory) -> Path:
     cell = next(smoke.glob("multirun/smoke/truncated*/operator.npy")).parent
     shutil.copytree(cell, folder / "runs/cell", ignore=shutil.ignore_patterns("wandb"))
     record = json.loads((cell / "run.json").read_text())
-    (folder / "wanted.json").write_text(json.dumps({key: record[key] for key in ("settings", "data", "strategy", "code")}))
+    (folder / "wanted.json").write_text(
+        json.dumps({key: record[key] for key in ("settings", "data", "strategy", "code")})
+    )
     shutil.copytree(smoke / "outputs/smoke/prepared", folder / "prepared")
     for name in ("evaluation.csv", "optima.csv", "training.csv", "provenance.json"):
         shutil.copy(smoke / "outputs/smoke" / name, folder)

@@ -124,7 +124,9 @@ def evaluate(config: Config) -> None:
 
     write_table(config.outputs / "evaluation.csv", rows)
     write_table(config.outputs / "optima.csv", optima)
-    write_table(config.outputs / "training.csv", [{**run_key(record), **record["results"]} for _, record in runs])
+    columns = dict.fromkeys(name for _, record in runs for name in record["results"])  # earlier versions had fewer
+    training = [{**run_key(record), **columns, **record["results"]} for _, record in runs]
+    write_table(config.outputs / "training.csv", training)
     write_json(config.outputs / "metrics.json", metrics(rows, optima))
     write_json(
         config.outputs / "provenance.json",
