@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 RESULTS = ("validation_mse", "best_step", "steps", "seconds", "reason")
-DEPTHS, VALIDATED = (10, 50), 1024  # L and the numbers of frames at which times are measured beforehand
 
 
 class Job(NamedTuple):

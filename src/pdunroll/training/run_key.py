@@ -5,15 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-KEY = (
-    "backprop",
-    "primal_mask",
-    "step_norm",
-    "l_training",
-    "seed",
-    "b",
-)  # the columns of a table that name an operator
-# the values of two of them in words
+# The columns of a table that name an operator, and the values of two of them in words.
+KEY = ("backprop", "primal_mask", "step_norm", "l_training", "seed", "b")
 MASK_TITLES = {"active_set": "active-set mask (the paper's formula)", "released": "released mask (the authors' code)"}
 NORM_TITLES = {"frobenius": "Frobenius step sizes (as published)", "spectral": "spectral step sizes (largest allowed)"}
 
