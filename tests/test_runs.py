@@ -253,6 +253,16 @@ def test_source_digest_follows_imports(package):
     assert fresh("upper", without=("lower",)) == without
 
 
+@pytest.mark.parametrize("line", ["from pdunroll.layer import part", "from pdunroll.layer import part as other, x"])
+def test_source_digest_follows_modules_imported_from_folders(package, line):
+    (package / "layer").mkdir()
+    (package / "layer/part.py").write_text("x = 1\n")
+    (package / "upper.py").write_text(f"{line}\n")
+    before = fresh("upper")
+    (package / "layer/part.py").write_text("x = 2\n")
+    assert fresh("upper") != before
+
+
 def test_source_digest_of_modules_elsewhere(package, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "somewhere_else.py").write_text("from pdunroll.speech.quantizer import radius\n")

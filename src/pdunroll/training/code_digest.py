@@ -43,10 +43,8 @@ def imported(tree: ast.Module) -> set[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module == PACKAGE:
-            names |= {f"{PACKAGE}.{alias.name}" for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module)
+        elif isinstance(node, ast.ImportFrom) and node.module:  # what is imported may be a module itself
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     plain = {name.removeprefix(f"{PACKAGE}.") for name in names if name.startswith(f"{PACKAGE}.")}
     return {name for name in plain if (HOME / f"{name.replace('.', '/')}.py").is_file()}
 
