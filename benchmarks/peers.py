@@ -45,12 +45,18 @@ def ours(K0: Any, y: Any, x: Any, mode: str, L: int, threads: int) -> Made:
     y, x = torch.from_numpy(y), torch.from_numpy(x)
     kinds = {"full": pdunroll.Full, "truncated": pdunroll.Truncated}
     backprop = kinds[mode](primal_mask="released")
+    return by_autograd(K, y, lambda: pdunroll.unroll(K, x, radius=ETA, iterations=L, backprop=backprop))
+
+
+def by_autograd(K: Any, y: Any, restored: Callable[[], Any]) -> Made:
+    """The step of a forward pass in torch, which autograd differentiates, with torch's Adam."""
+    import torch
+
     optimizer = torch.optim.Adam([K], lr=RATE, eps=1e-7, fused=True)
 
     def backward() -> None:
         optimizer.zero_grad()
-        restored = pdunroll.unroll(K, x, radius=ETA, iterations=L, backprop=backprop)
-        (0.5 * (restored - y).square().sum()).backward()
+        (0.5 * (restored() - y).square().sum()).backward()
 
     def step() -> None:
         backward()
@@ -70,7 +76,6 @@ def torch_autograd(K0: Any, y: Any, x: Any, mode: str, L: int, threads: int, com
     torch.set_num_threads(threads)
     K = torch.from_numpy(K0.copy()).requires_grad_()
     y, x = torch.from_numpy(y), torch.from_numpy(x)
-    optimizer = torch.optim.Adam([K], lr=RATE, eps=1e-7, fused=True)
 
     def iteration(primal: Any, bar: Any, dual: Any, K: Any, sigma: Any, tau: Any) -> Any:
         dual = (dual + sigma * bar @ K.T).clamp(-1, 1)
@@ -79,25 +84,16 @@ def torch_autograd(K0: Any, y: Any, x: Any, mode: str, L: int, threads: int, com
 
     turn = torch.compile(iteration) if compiled else iteration
 
-    def backward() -> None:
-        optimizer.zero_grad()
+    def restored() -> Any:
         with torch.no_grad():
             norm = torch.linalg.vector_norm(K)
             sigma, tau = 9.9 / norm, 0.099 / norm
         primal, bar, dual = x, x, x.new_zeros(len(x), len(K))
         for _ in range(L):
             primal, bar, dual = turn(primal, bar, dual, K, sigma, tau)
-        (0.5 * (primal - y).square().sum()).backward()
+        return primal
 
-    def step() -> None:
-        backward()
-        optimizer.step()
-
-    def gradient() -> Any:
-        backward()
-        return K.grad.numpy().copy()
-
-    return step, gradient
+    return by_autograd(K, y, restored)
 
 
 def torch_compile(*given: Any) -> Made:

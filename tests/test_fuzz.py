@@ -163,7 +163,7 @@ def operator_file(name: str) -> Callable[[Path], None]:
 
 
 def tables(folder: Path) -> None:
-    evaluation, optima, training = (read_results(folder, name) for name in ("evaluation", "optima", "training"))
+    evaluation, optima, training = read_results(folder).values()
     assert "nan" not in summary(evaluation, optima, training)
     assert footnote(read_provenance(folder))
 

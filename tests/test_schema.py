@@ -136,7 +136,7 @@ def test_errors_that_are_no_finite_numbers_are_refused(outputs, table, column, v
     rows[len(rows) // 2][column] = value
     write_table(path, rows)
     with pytest.raises(InputError, match=column) as caught:
-        read_results(outputs, "evaluation")
+        read_results(outputs)["evaluation"]
     one_line(caught.value, path)
 
 
@@ -184,7 +184,7 @@ def test_tables_that_lack_rows_or_do_not_fit_together_are_refused(outputs, table
     write_table(path, after)
     for name in ("evaluation", "optima", "training"):
         with pytest.raises(InputError) as caught:
-            read_results(outputs, name)
+            read_results(outputs)[name]
         assert "\n" not in str(caught.value)
         assert str(outputs) in str(caught.value)
 
@@ -193,19 +193,19 @@ def test_quantized_frames_are_wanted_in_evaluation(outputs):
     rows = [row for row in rows_of(outputs / "evaluation.csv") if row["backprop"] != "none"]
     write_table(outputs / "evaluation.csv", rows)
     with pytest.raises(InputError, match="quantized"):
-        read_results(outputs, "evaluation")
+        read_results(outputs)["evaluation"]
 
 
 def test_lines_with_more_cells_than_the_header_are_refused(outputs):
     path = outputs / "training.csv"
     path.write_text(path.read_text().rstrip() + ",more\n")
     with pytest.raises(InputError, match="more cells") as caught:
-        read_results(outputs, "training")
+        read_results(outputs)["training"]
     one_line(caught.value, path)
 
 
 def test_whole_tables_are_read_as_they_were_written(outputs, smoke):
-    rows = read_results(outputs, "evaluation")
+    rows = read_results(outputs)["evaluation"]
     assert [str(row["mse"]) for row in rows] == [row["mse"] for row in rows_of(outputs / "evaluation.csv")]
     assert read_provenance(outputs)["test_frames"] > 0
 

@@ -23,12 +23,7 @@ def atomic(path: Path) -> Iterator[Path]:
 
     What a killed process of this machine has left there of the same file is removed. Errors of the system name `path`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    machine = platform.node().replace(".", "-")
-    temporary = path.with_name(f".{path.name}.{machine}.{os.getpid()}.partial")
-    for stale in path.parent.glob(glob.escape(f".{path.name}.{machine}.") + "*.partial"):
-        if not running(stale.name.split(".")[-2]):
-            stale.unlink(missing_ok=True)
+    temporary = _temporary(path)
     try:
         yield temporary
         os.replace(temporary, path)
@@ -36,6 +31,21 @@ def atomic(path: Path) -> Iterator[Path]:
         raise _naming(error, path, temporary) from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    """Return a hidden name beside `path` for this process; remove what killed processes of this machine have left."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{path.name}.{machine()}."
+    for stale in path.parent.glob(f"{glob.escape(prefix)}*.partial"):
+        if not running(stale.name.split(".")[-2]):
+            shutil.rmtree(stale, ignore_errors=True) if stale.is_dir() else stale.unlink(missing_ok=True)
+    return path.with_name(f"{prefix}{os.getpid()}.partial")
+
+
+def machine() -> str:
+    """Return the name of this machine, without dots, as a part of file names."""
+    return platform.node().replace(".", "-")
 
 
 def _naming(error: OSError, path: Path, temporary: Path) -> OSError:
@@ -54,12 +64,7 @@ def replaced(folder: Path, setting: str, ours: Callable[[Path], set[str]]) -> It
     """
     target = folder.resolve()
     refuse_foreign(folder, setting, ours)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{target.name}.{platform.node().replace('.', '-')}."
-    for stale in target.parent.glob(f"{glob.escape(prefix)}*.partial"):
-        if not running(stale.name.split(".")[-2]):
-            shutil.rmtree(stale, ignore_errors=True)  # of a command that was killed
-    partial = target.with_name(f"{prefix}{os.getpid()}.partial")
+    partial = _temporary(target)
     partial.mkdir()
     try:
         yield partial

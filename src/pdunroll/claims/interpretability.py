@@ -11,7 +11,7 @@ BUMP_REACH = 10  # how many times L_training a bump is looked for
 
 
 def figure4_claims(curves: Curves, rules: Rules) -> list[Row]:
-    """All of them."""
+    """Return the verdicts on all claims of Figure 4."""
     early = [key for key in sorted(curves.mse) if rules.regime(key[1]) == 1]
     later = [key for key in sorted(curves.mse) if rules.regime(key[1]) > 1]
     return [

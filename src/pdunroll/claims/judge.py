@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pdunroll.errors import InputError
-from pdunroll.evaluation.tables import RESULTS, read_results
+from pdunroll.evaluation.tables import read_results
 from pdunroll.files import atomic, read_table, write_table
 from pdunroll.processes import command
 from pdunroll.training.run_key import MASK_TITLES, NORM_TITLES, run_name
@@ -47,11 +47,10 @@ def judge(
     from pdunroll.claims.registry import Rules, Setting
     from pdunroll.claims.theory import TABLES, theory_claims
 
-    borders = regime_borders
-    if len(borders) != 2 or borders[0] >= borders[1]:
-        raise InputError(f"figures.regime_borders must be two ascending numbers for the verdicts, got {borders}")
-    rules = Rules(100 * margin, confidence, (borders[0], borders[1]))
-    evaluation, optima, training = (read_results(folder, part) for part in RESULTS)
+    if len(regime_borders) != 2 or regime_borders[0] >= regime_borders[1]:
+        raise InputError(f"figures.regime_borders must be two ascending numbers for the verdicts, got {regime_borders}")
+    rules = Rules(100 * margin, confidence, (regime_borders[0], regime_borders[1]))
+    evaluation, optima, training = read_results(folder).values()
     theory = {}
     if (folder / "theory").is_dir():
         again = command("theory", name)

@@ -24,7 +24,7 @@ from pdunroll.evaluation.statistics import Answer, Interval, alike, every, gains
 
 
 def figure3_claims(curves: Curves, rules: Rules) -> list[Row]:
-    """All of them, after classical and after optimality inference."""
+    """Return the verdicts on all claims of Figure 3, after classical and after optimality inference."""
     return [
         row
         for kind in KINDS

@@ -73,7 +73,7 @@ class Curves(NamedTuple):
 
 
 class Rules(NamedTuple):
-    """What decides."""
+    """The margin, the confidence and the borders of the regimes by which claims are judged."""
 
     margin: float  # in % of the error
     confidence: float

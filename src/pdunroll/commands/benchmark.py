@@ -237,7 +237,7 @@ def peak(config: Config, mode: str, batch: int, depth: int) -> float:
     from pdunroll.speech import quantizer
 
     n = config.data.frame_length
-    operator = dct_operator(config.network.rows or n, n).requires_grad_()
+    operator = dct_operator(*config.shape).requires_grad_()
     truth = torch.rand(batch, n) - 0.5  # reading files would raise the peak before
     bits = config.data.bits
     given = Problem(operator, truth, quantizer.quantize(truth, bits), quantizer.radius(bits), config.network.step_norm)
@@ -256,7 +256,7 @@ def peak(config: Config, mode: str, batch: int, depth: int) -> float:
 
 
 def peak_resident() -> int:
-    """Bytes."""
+    """Return the peak resident memory of this process, in bytes."""
     import resource
     import sys
 
@@ -346,8 +346,7 @@ def network(config: Config) -> Any:
     from pdunroll.speech.quantizer import radius
     from pdunroll.training.network import UnrolledNetwork
 
-    n = config.data.frame_length
-    rows = config.network.rows or n
+    rows, n = config.shape
     return UnrolledNetwork(
         rows=rows, frame_length=n, radius=radius(config.data.bits), iterations=1, backprop=Full(),
         step_norm=config.network.step_norm,

@@ -63,7 +63,7 @@ class Data:
 
 @dataclass
 class Network:
-    """The unrolled algorithm."""
+    """The size and the step sizes of the unrolled algorithm."""
 
     iterations: int = 10  # L in training
     rows: int | None = None  # m; n if null
@@ -138,7 +138,7 @@ class Theory:
 
 @dataclass
 class Benchmark:
-    """What is timed."""
+    """The sizes that the benchmark times."""
 
     depths: list[int] = field(default_factory=lambda: [10, 30, 100, 300, 1000])  # L
     batches: list[int] = field(default_factory=lambda: [32, 128])  # frames
@@ -208,7 +208,7 @@ class Verdicts:
 
 @dataclass
 class Config:
-    """All settings."""
+    """All settings of a command, as conf/ composes them."""
 
     name: str = MISSING  # folder below outputs/ and multirun/
     run: str = MISSING  # folder of one training below that
@@ -260,10 +260,11 @@ class Config:
 
 def require_machine(trainer: Trainer) -> None:
     """Raise `InputError` where a GPU is wanted that torch does not find; say so where there are fewer cores."""
-    import torch
+    if trainer.accelerator == "gpu":
+        import torch  # here, since it takes seconds to load
 
-    if trainer.accelerator == "gpu" and not torch.cuda.is_available():
-        raise InputError("trainer=gpu needs a GPU, and torch finds none that it can use; take trainer=cpu")
+        if not torch.cuda.is_available():
+            raise InputError("trainer=gpu needs a GPU, and torch finds none that it can use; take trainer=cpu")
     if trainer.usable_threads < trainer.threads:
         log.warning("trainer.threads=%d: %d are used, one a core", trainer.threads, trainer.usable_threads)
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-import platform
 import shutil
 import sys
 from pathlib import Path
@@ -21,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from pdunroll.commands.config import Config, one_line_errors, require_machine, settings
 from pdunroll.errors import InputError
-from pdunroll.files import read_json, write_json, write_table
+from pdunroll.files import machine, read_json, write_json, write_table
 from pdunroll.training.run_folder import read_record
 
 if TYPE_CHECKING:
@@ -125,7 +124,7 @@ def require_jobs(number: object) -> int:
 
 def note_of(folder: Path) -> Path:
     """The file in which this process says what it trains in `folder`."""
-    return folder / f".sweep.{platform.node().replace('.', '-')}.{os.getpid()}.json"
+    return folder / f".sweep.{machine()}.{os.getpid()}.json"
 
 
 def claim(folder: Path, runs: list[RunFolder]) -> None:
@@ -137,7 +136,7 @@ def claim(folder: Path, runs: list[RunFolder]) -> None:
 
     own = note_of(folder)
     with FileLock(folder / ".lock"):
-        for path in folder.glob(f".sweep.{platform.node().replace('.', '-')}.*.json"):
+        for path in folder.glob(f".sweep.{machine()}.*.json"):
             note = read_json(path, ("process", "started", "runs"))
             if path == own or not running(note["process"], note["started"]):
                 path.unlink(missing_ok=True)
@@ -172,11 +171,7 @@ def announce(jobs: list[Job], runs: list[RunFolder], side_by_side: int) -> None:
             "%d finished trainings were made by other code and are kept: %s; retrain=true trains them again",
             len(older), ", ".join(run.folder.name for run in older),
         )  # fmt: skip
-    left = [
-        job
-        for job, run in zip(jobs, runs, strict=True)
-        if not (run.current or (run.finished and not job.config.retrain))
-    ]
+    left = [job for job, run in zip(jobs, runs, strict=True) if not run.done(retrain=job.config.retrain)]
     if not left:
         log.info("all %d trainings are finished", len(jobs))
         return
@@ -197,8 +192,8 @@ def announce(jobs: list[Job], runs: list[RunFolder], side_by_side: int) -> None:
 
 def bytes_of(config: Config) -> float:
     """The most that a training puts on disk: operator, checkpoint (twice while it is written), images, logs."""
-    n = config.data.frame_length
-    return 4 * (config.network.rows or n) * n * (1 + 4 + 4 + 2) + 0.3e6
+    m, n = config.shape
+    return 4 * m * n * (1 + 4 + 4 + 2) + 0.3e6
 
 
 def conclude(jobs: list[Job]) -> None:

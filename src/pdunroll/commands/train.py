@@ -54,7 +54,7 @@ def train(config: Config, folder: Path) -> float:
     identity = identify(config.scientific, config.prepared)
     with claimed(folder):
         run = RunFolder(folder, identity)
-        if run.current or (run.finished and not config.retrain):
+        if run.done(retrain=config.retrain):
             log.info("%s is finished: skipped", folder)
             return run.record["results"]["validation_mse"]
         try:
@@ -80,9 +80,10 @@ def _train(config: Config, strategy: Backprop, run: RunFolder) -> float:
 
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     torch.set_num_threads(config.trainer.usable_threads)
+    rows, frame_length = config.shape
     network = UnrolledNetwork(
-        rows=config.network.rows or config.data.frame_length,
-        frame_length=config.data.frame_length,
+        rows=rows,
+        frame_length=frame_length,
         radius=radius(config.data.bits),
         iterations=config.network.iterations,
         backprop=strategy,

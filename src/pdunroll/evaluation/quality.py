@@ -38,7 +38,7 @@ def candidates(
 
     `outputs` is outputs/<name>/ with optima.csv, `runs` what `finished_runs` gave, `shape` that of K.
     """
-    validated = {run_name(row): row["validation_optimum_mse"] for row in read_results(outputs, "optima")}
+    validated = {run_name(row): row["validation_optimum_mse"] for row in read_results(outputs)["optima"]}
     best: dict[tuple[str, str, str], tuple[float, Path]] = {}
     for folder, record in runs:
         key = run_key(record)

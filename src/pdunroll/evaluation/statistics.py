@@ -97,5 +97,5 @@ def every(answers: Iterable[Answer]) -> Answer:
 
 
 def some(answers: Iterable[Answer]) -> Answer:
-    """Kleene's disjunction."""
+    """Kleene's disjunction: yes if one is yes, no if all are no."""
     return negation(every(map(negation, answers)))

@@ -68,8 +68,8 @@ class Origin(Model):
 ROWS: dict[str, type[Key]] = {"evaluation": EvaluationRow, "optima": OptimaRow, "training": TrainingRow}
 
 
-def read_results(folder: Path, name: str) -> list[dict[str, Any]]:
-    """Return one of the tables that `evaluate` writes to outputs/<name>/.
+def read_results(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """Return the tables that `evaluate` writes to outputs/<name>/, in the order of `RESULTS`.
 
     Raises `InputError` if any of them is damaged, or if they are not about the same operators.
     """
@@ -83,7 +83,7 @@ def read_results(folder: Path, name: str) -> list[dict[str, Any]]:
             require_whole_tables(tables)
         except ValueError as error:
             raise InputError(f"{path} is damaged ({error}); make it again with `{again}`") from None
-    return tables[name]
+    return tables
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:

@@ -72,7 +72,8 @@ def collect(folder: Path, name: str) -> Contents:
     """What there is in outputs/<name>/; raises `InputError` naming the command where the evaluation is missing."""
     from pdunroll.evaluation.tables import Sentence
 
-    tables = {part: read_results(folder, part) for part in ("evaluation", "training")}
+    found = read_results(folder)
+    tables = {part: found[part] for part in ("evaluation", "training")}
     tables["evaluation"] = [
         {"model": model(row), "log10_l_inference": math.log10(row["l_inference"]), **row}
         for row in tables["evaluation"]

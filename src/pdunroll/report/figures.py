@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pdunroll.errors import InputError
-from pdunroll.evaluation.tables import RESULTS, read_provenance, read_results
+from pdunroll.evaluation.tables import read_provenance, read_results
 from pdunroll.files import atomic
 from pdunroll.report.style import save, set_style
 from pdunroll.training.run_key import MASK_TITLES, NORM_TITLES, run_name
@@ -42,7 +42,7 @@ def draw(
 
     Raises `InputError` naming the table at fault, or the setting if a norm of `step_norms` was not trained with.
     """
-    evaluation, optima, training = (read_results(folder, name) for name in RESULTS)
+    evaluation, optima, training = read_results(folder).values()
     origin = footnote(read_provenance(folder))
     norms = sorted({row["step_norm"] for row in trained(evaluation)})
     if unknown := [norm for norm in step_norms or [] if norm not in norms]:
@@ -94,7 +94,7 @@ def settings_of(rows: list[Row]) -> list[Setting]:
 
 
 def title_of(pair: Setting) -> str:
-    """A panel's title."""
+    """Return the title of a panel: mask and norm in words."""
     return f"{MASK_TITLES.get(pair[0], pair[0])}\n{NORM_TITLES.get(pair[1], pair[1])}"
 
 

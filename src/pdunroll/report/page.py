@@ -53,7 +53,7 @@ def render(folder: Path, name: str, runs: Path, prepared: Path) -> str:
     """The page; raises `InputError` naming the command where the evaluation or its figures are missing."""
     from jinja2 import Environment, StrictUndefined
 
-    evaluation, training = read_results(folder, "evaluation"), read_results(folder, "training")
+    evaluation, _, training = read_results(folder).values()
     provenance = read_provenance(folder)
     for stem in ("regimes", "interpretability", "bump"):
         if not (folder / "figures" / f"{stem}.svg").is_file():

@@ -109,6 +109,10 @@ class RunFolder:
         """Whether this training has been done here with this code."""
         return self.finished and self._same("code")
 
+    def done(self, *, retrain: bool) -> bool:
+        """Whether there is nothing to train here; with `retrain` only a training by this very code counts."""
+        return self.current if retrain else self.finished
+
     def _same(self, *parts: str) -> bool:
         return all(self.record.get(part) == self.identity[part] for part in parts)
 
@@ -202,7 +206,7 @@ def _differing(record: dict[str, Any], wanted: dict[str, Any]) -> str | None:
         "backprop": own["backprop"],
         "network": {**common["network"], **free},
     }
-    return difference({**record, "settings": own}, {**wanted, "settings": expected}, ("data",))
+    return difference(record, {**wanted, "settings": expected}, ("data",))
 
 
 def difference(
