@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import importlib
 import re
@@ -29,7 +30,7 @@ torch.set_num_threads(1)  # for matrices as small as those here, more threads on
 
 
 ROOT = Path(__file__).parents[1]
-SMOKE_CELLS = [f"{mode}-active_set-frobenius-L{depth}-seed0" for mode in ("full", "truncated30") for depth in (3, 10)]
+SMOKE_RUNS = [f"{mode}-active_set-frobenius-L{depth}-seed0" for mode in ("full", "truncated30") for depth in (3, 10)]
 
 
 class Outcome(NamedTuple):
@@ -81,6 +82,12 @@ def refused(outcome, *named: str) -> None:
     for text in named:
         assert text in lines[0], lines[0]
     assert len(lines[0]) < 600
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a CSV file, as text."""
+    with path.open() as file:
+        return list(csv.DictReader(file))
 
 
 def command(name: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -1,15 +1,38 @@
-"""Naive transcriptions of the algorithms, frame by frame, with columns as in the paper; and autograd's answer."""
+"""Random problems; naive transcriptions of the algorithms, frame by frame with columns as in the paper; autograd."""
 
 from __future__ import annotations
 
 import numpy as np
+import torch
+
+import pdunroll
+
+ETA = 1 / 16
+SHAPES = [(18, 18), (11, 18), (25, 18)]
+MASKS = ["active_set", "released"]
+NORMS = ("frobenius", "spectral")
+
+
+def problem(m=18, n=18, B=4, seed=0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    noise = 0.08 * torch.randn(m, n, generator=generator, dtype=torch.float64)
+    operator = (pdunroll.dct_operator(m, n, torch.float64) + noise).to(dtype).requires_grad_()
+    truth = (0.3 * torch.randn(B, n, generator=generator, dtype=torch.float64)).clamp(-1, 1).to(dtype)
+    return operator, truth, pdunroll.quantize(truth, bits=4)
+
+
+def gradient(operator, truth, observation, L, backprop=None, loss=None, **options):
+    restored = pdunroll.unroll(operator, observation, radius=ETA, iterations=L, backprop=backprop, **options)
+    loss = 0.5 * (restored - truth).square().sum() if loss is None else loss(restored)
+    return restored.detach(), torch.autograd.grad(loss, operator)[0]
+
+
+def relative(a, b):
+    return float((a - b).norm() / b.norm())
 
 
 def clip(value: np.ndarray, bound: float) -> np.ndarray:
     return np.array([min(bound, max(-bound, v)) for v in value])
-
-
-NORMS = ("frobenius", "spectral")
 
 
 def size(K: np.ndarray, norm: str) -> float:

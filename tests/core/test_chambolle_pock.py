@@ -13,10 +13,10 @@ from scipy.optimize import linprog
 
 import oracles
 import pdunroll
+from oracles import ETA, NORMS, SHAPES, problem
 from pdunroll.core.chambolle_pock import SAFE, STEP_NORMS, chambolle_pock, frobenius_norm, spectral_norm
 from pdunroll.core.problem import Dequantization, active_set, dct_operator, dual_mask, released
 from pdunroll.training.network import UnrolledNetwork
-from test_backprop import ETA, NORMS, SHAPES, problem
 
 
 @pytest.mark.parametrize(("m", "n"), SHAPES)

@@ -14,8 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from conftest import command
-from test_chain import CELLS, table
+from conftest import SMOKE_RUNS, command, table
 
 ARGUMENTS = ("-m", "experiment=smoke", "tracking=off")
 
@@ -116,7 +115,7 @@ def test_an_interrupt_ends_at_once_and_the_same_command_goes_on(prepared, mode):
 def test_the_second_process_in_a_cell_waits(prepared):
     from pdunroll.training.run_folder import claimed
 
-    cell = prepared / "outputs/smoke" / CELLS[0]
+    cell = prepared / "outputs/smoke" / SMOKE_RUNS[0]
     with claimed(cell):
         process = subprocess.Popen(
             [sys.executable, "-u", "-m", "pdunroll", "train", "experiment=smoke", "tracking=off",

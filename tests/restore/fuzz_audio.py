@@ -1,6 +1,6 @@
 """Feed the readers of audio with files grown under the guidance of coverage:  pip install atheris, then
 
-    python tests/fuzz_audio.py -max_total_time=300
+    python tests/restore/fuzz_audio.py -max_total_time=300
 
 Anything but samples or an `InputError` of one line that names the file is a crash, and kept as crash-*.
 """

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import pdunroll
+from oracles import ETA, MASKS, SHAPES, gradient, problem, relative
 from pdunroll.core import engine
 from pdunroll.core.chambolle_pock import Adjoint, Masks, chambolle_pock
 from pdunroll.core.engine import (
@@ -20,7 +21,6 @@ from pdunroll.core.engine import (
     memory,
 )
 from pdunroll.core.problem import PRIMAL_MASKS
-from test_backprop import ETA, MASKS, SHAPES, gradient, problem, relative
 
 PRODUCTS = list(compiled_loops()[1])
 KINDS = ["pure", "graphed", *PRODUCTS]

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from oracles import ETA, problem
 from pdunroll.core.chambolle_pock import chambolle_pock
 from pdunroll.core.closed_form import later, stays, vertex
 from pdunroll.core.solve import Point, free, trivial
 from pdunroll.evaluation import curves as inference
-from test_backprop import ETA, problem
 
 
 def test_a_frame_said_to_be_settled_goes_on_in_closed_form():

@@ -1,5 +1,5 @@
 """Kill the sweep and the chain at any moment, start them again: in the end stands, bit for bit, what an undisturbed run
-gives. Minutes: `pytest -m slow tests/test_kills.py`."""
+gives. Minutes: `pytest -m slow tests/commands/test_kills.py`."""
 
 from __future__ import annotations
 

@@ -7,11 +7,11 @@ import shutil
 import pytest
 import torch
 
+from conftest import table
+from oracles import ETA, problem
 from pdunroll import Full, dct_operator
 from pdunroll.commands import benchmark
 from pdunroll.commands.benchmark import Problem
-from test_backprop import ETA, problem
-from test_chain import table
 
 SMALL = (
     "benchmark.depths=[2,3]", "benchmark.batches=[4]", "benchmark.threads=[1]", "benchmark.rounds=1",

@@ -11,13 +11,13 @@ import torch
 from scipy.optimize import linprog
 
 import pdunroll
+from oracles import ETA, SHAPES, problem, relative
 from pdunroll.core.chambolle_pock import Masks, chambolle_pock
 from pdunroll.core.engine import engine_for
 from pdunroll.core.implicit import multipliers
 from pdunroll.core.problem import Dequantization
 from pdunroll.core.solve import duality_gap, lu_factors, trivial
 from pdunroll.speech.frames import load
-from test_backprop import ETA, SHAPES, problem, relative
 
 ALGORITHMS = [
     pdunroll.RestartedHalpern(),

@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from conftest import settings_of
+from conftest import settings_of, table
 from pdunroll.evaluation import quality
 from pdunroll.files import read_table, write_table
 from pdunroll.speech.frames import load, read_manifest
 from pdunroll.training.run_folder import finished_runs, identify
-from test_chain import table
 
 RATE = 16000
 

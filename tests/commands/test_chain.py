@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import re
@@ -18,15 +17,8 @@ import torch
 import yaml
 
 import pdunroll
-from conftest import SMOKE_CELLS, command, environment, replace, repro
+from conftest import SMOKE_RUNS, command, environment, replace, repro, table
 from pdunroll.speech.frames import load
-
-CELLS = SMOKE_CELLS
-
-
-def table(path: Path) -> list[dict[str, str]]:
-    with path.open() as file:
-        return list(csv.DictReader(file))
 
 
 @pytest.fixture
@@ -49,8 +41,8 @@ def test_prepare_prints_what_it_made(smoke):
 
 
 def test_cells(smoke):
-    assert sorted(path.name for path in (smoke / "multirun/smoke").iterdir() if path.is_dir()) == sorted(CELLS)
-    for cell in CELLS:
+    assert sorted(path.name for path in (smoke / "multirun/smoke").iterdir() if path.is_dir()) == sorted(SMOKE_RUNS)
+    for cell in SMOKE_RUNS:
         folder = smoke / "multirun/smoke" / cell
         record = json.loads((folder / "run.json").read_text())
         history = table(folder / "training.csv")
@@ -91,7 +83,7 @@ def test_evaluation_table_against_a_direct_computation(smoke):
 
 def test_metrics_and_training_tables_agree_with_their_sources(smoke):
     metrics = json.loads((smoke / "outputs/smoke/metrics.json").read_text())
-    assert set(metrics) == {"quantized", "dct-frobenius", *CELLS}
+    assert set(metrics) == {"quantized", "dct-frobenius", *SMOKE_RUNS}
     rows = table(smoke / "outputs/smoke/evaluation.csv")
     (row,) = [
         row for row in rows if (row["backprop"], row["l_training"], row["l_inference"]) == ("truncated", "3", "3")
@@ -121,7 +113,7 @@ def test_optima_are_certified(smoke):
     test = load(smoke / "outputs/smoke/prepared", "test")
     chosen = np.random.default_rng(0).permutation(len(test.truth))[:64]
     y, x = (torch.from_numpy(array[chosen]).double() for array in (test.truth, test.observation))
-    for row, cell in zip(rows, [None, *CELLS], strict=True):
+    for row, cell in zip(rows, [None, *SMOKE_RUNS], strict=True):
         assert row["step_norm"] == "frobenius"
         assert float(row["certified"]) == 1.0
         assert float(row["largest_optimum_gap"]) <= 1e-6 < float(row["largest_gap"])
@@ -187,31 +179,31 @@ def sweep(folder: Path, *arguments: str) -> tuple[set[str], set[str]]:
     done = command("train", "-m", "experiment=smoke", "tracking=off", *arguments, cwd=folder)
     assert done.returncode == 0, done.stderr
     output = done.stdout + done.stderr
-    trained = {cell for cell in CELLS if f"{cell}  step 16" in output}
-    skipped = {cell for cell in CELLS if f"{cell} is finished" in output}
+    trained = {cell for cell in SMOKE_RUNS if f"{cell}  step 16" in output}
+    skipped = {cell for cell in SMOKE_RUNS if f"{cell} is finished" in output}
     return trained, skipped
 
 
 def test_finished_cells_are_skipped_and_changed_ones_trained(folder):
-    before = {cell: (folder / "multirun/smoke" / cell / "operator.npy").read_bytes() for cell in CELLS}
-    shutil.rmtree(folder / "multirun/smoke" / CELLS[0])
-    (folder / "multirun/smoke" / CELLS[1] / "operator.npy").unlink()
-    assert sweep(folder) == (set(CELLS[:2]), set(CELLS[2:]))
-    after = {cell: (folder / "multirun/smoke" / cell / "operator.npy").read_bytes() for cell in CELLS}
+    before = {cell: (folder / "multirun/smoke" / cell / "operator.npy").read_bytes() for cell in SMOKE_RUNS}
+    shutil.rmtree(folder / "multirun/smoke" / SMOKE_RUNS[0])
+    (folder / "multirun/smoke" / SMOKE_RUNS[1] / "operator.npy").unlink()
+    assert sweep(folder) == (set(SMOKE_RUNS[:2]), set(SMOKE_RUNS[2:]))
+    after = {cell: (folder / "multirun/smoke" / cell / "operator.npy").read_bytes() for cell in SMOKE_RUNS}
     assert before == after
-    assert sweep(folder, "optimization.learning_rate=2e-4", *ONE) == ({CELLS[0]}, set())
-    assert before[CELLS[0]] != (folder / "multirun/smoke" / CELLS[0] / "operator.npy").read_bytes()
+    assert sweep(folder, "optimization.learning_rate=2e-4", *ONE) == ({SMOKE_RUNS[0]}, set())
+    assert before[SMOKE_RUNS[0]] != (folder / "multirun/smoke" / SMOKE_RUNS[0] / "operator.npy").read_bytes()
 
 
 def test_changed_data_trains_again(folder):
     assert command("prepare", "experiment=smoke", "data.bits=3", cwd=folder).returncode == 0
-    assert sweep(folder, "data.bits=3", *ONE) == ({CELLS[0]}, set())
+    assert sweep(folder, "data.bits=3", *ONE) == ({SMOKE_RUNS[0]}, set())
 
 
 def test_evaluation_reuses_what_it_has(folder, call):
     first = (folder / "outputs/smoke/evaluation.csv").read_bytes()
-    path = folder / "outputs/smoke/errors" / f"{CELLS[0]}.npz"
-    written, damaged = path.stat().st_mtime_ns, folder / "outputs/smoke/errors" / f"{CELLS[1]}.npz"
+    path = folder / "outputs/smoke/errors" / f"{SMOKE_RUNS[0]}.npz"
+    written, damaged = path.stat().st_mtime_ns, folder / "outputs/smoke/errors" / f"{SMOKE_RUNS[1]}.npz"
     damaged.write_bytes(b"damaged")
     assert call("evaluate", "experiment=smoke").status == 0
     assert (folder / "outputs/smoke/evaluation.csv").read_bytes() == first
@@ -257,7 +249,7 @@ def test_dvc_runs_what_changed_code_decides(folder):
     printed = repro(folder)
     assert {"sweep", "evaluate"} <= ran(printed)
     assert "prepare" not in ran(printed)
-    assert all(f"{cell}  step 16" in printed for cell in CELLS)
+    assert all(f"{cell}  step 16" in printed for cell in SMOKE_RUNS)
     assert (folder / "outputs/smoke/evaluation.csv").read_bytes() != before
 
 
@@ -406,20 +398,20 @@ def test_theory_of_what_is_not_there(folder, call):
 
 
 def test_operator_of_another_shape_or_damaged(folder, call):
-    path = folder / "multirun/smoke" / CELLS[0] / "operator.npy"
+    path = folder / "multirun/smoke" / SMOKE_RUNS[0] / "operator.npy"
     np.save(path, np.eye(5, dtype=np.float32))
-    refused(call("evaluate", "experiment=smoke"), f"{CELLS[0]}/operator.npy", "(5, 5)", "(64, 64)")
+    refused(call("evaluate", "experiment=smoke"), f"{SMOKE_RUNS[0]}/operator.npy", "(5, 5)", "(64, 64)")
     path.write_bytes(b"")
-    refused(call("evaluate", "experiment=smoke"), f"{CELLS[0]}/operator.npy")
+    refused(call("evaluate", "experiment=smoke"), f"{SMOKE_RUNS[0]}/operator.npy")
     np.save(path, np.array([{}]), allow_pickle=True)
-    refused(call("evaluate", "experiment=smoke"), f"{CELLS[0]}/operator.npy")
+    refused(call("evaluate", "experiment=smoke"), f"{SMOKE_RUNS[0]}/operator.npy")
     (path.parent / "run.json").write_text("{")
-    refused(call("evaluate", "experiment=smoke"), f"{CELLS[0]}/run.json")
+    refused(call("evaluate", "experiment=smoke"), f"{SMOKE_RUNS[0]}/run.json")
 
 
 def test_evaluation_refuses_to_mix_protocols(folder, call):
     changed = call("evaluate", "experiment=smoke", "optimization.learning_rate=1")
-    refused(changed, CELLS[0].split("-")[0], "optimization.learning_rate=0.0001, not 1.0")
+    refused(changed, SMOKE_RUNS[0].split("-")[0], "optimization.learning_rate=0.0001, not 1.0")
     refused(call("evaluate", "experiment=smoke", "evaluation.iterations=9"), "evaluation.iterations", "10")
 
 
@@ -431,10 +423,10 @@ def test_online_tracking_needs_a_login(folder, call, monkeypatch):
 
 
 def test_unfinished_cells_are_left_out_with_a_warning(folder, call):
-    path = folder / "multirun/smoke" / CELLS[0] / "run.json"
+    path = folder / "multirun/smoke" / SMOKE_RUNS[0] / "run.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "status": "training", "results": None}))
     outcome = call("evaluate", "experiment=smoke")
     assert outcome.status == 0
-    assert f"{CELLS[0]} is not finished" in outcome.out + outcome.err
-    assert CELLS[0] not in json.loads((folder / "outputs/smoke/metrics.json").read_text())
+    assert f"{SMOKE_RUNS[0]} is not finished" in outcome.out + outcome.err
+    assert SMOKE_RUNS[0] not in json.loads((folder / "outputs/smoke/metrics.json").read_text())
     assert math.isfinite(float(table(folder / "outputs/smoke/evaluation.csv")[0]["mse"]))

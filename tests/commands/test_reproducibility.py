@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from conftest import command
+from conftest import SMOKE_RUNS, command, table
 from pdunroll.core.engine import compiled_loops
-from test_chain import CELLS, table
 
-HERE = Path(__file__).parent
+HERE, OPERATOR = Path(__file__).parent, "operator.npy"
 SMOKE_ELSEWHERE = 1e-3  # of the MSE, on other processors, which round otherwise
 DEMO_ELSEWHERE = {"released": 1e-4, "active_set": 1e-2}  # flips of the paper's mask at its border carry rounding on
 OTHER_THREADS = 1e-4  # of the MSE
@@ -28,20 +27,24 @@ def only(name: str, smoke: Path, folder: Path, *overrides: str) -> Path:
 
 
 def test_alone_or_in_a_sweep_to_the_bit(smoke, tmp_path):
-    cell = only(CELLS[-1], smoke, tmp_path)
-    assert (cell / "operator.npy").read_bytes() == (smoke / "multirun/smoke" / CELLS[-1] / "operator.npy").read_bytes()
+    cell = only(SMOKE_RUNS[-1], smoke, tmp_path)
+    assert (cell / "operator.npy").read_bytes() == (
+        smoke / "multirun/smoke" / SMOKE_RUNS[-1] / "operator.npy"
+    ).read_bytes()
 
 
 def test_other_threads_within_the_tolerance(smoke, tmp_path):
-    cell = only(CELLS[-1], smoke, tmp_path, "trainer.threads=2")
-    ours, theirs = table(cell / "training.csv"), table(smoke / "multirun/smoke" / CELLS[-1] / "training.csv")
+    cell = only(SMOKE_RUNS[-1], smoke, tmp_path, "trainer.threads=2")
+    ours, theirs = table(cell / "training.csv"), table(smoke / "multirun/smoke" / SMOKE_RUNS[-1] / "training.csv")
     for one, other in zip(ours, theirs, strict=True):
         assert float(one["validation_mse"]) == pytest.approx(float(other["validation_mse"]), rel=OTHER_THREADS)
 
 
 def test_another_seed_gives_another_operator(smoke, tmp_path):
-    cell = only(CELLS[-1].replace("seed0", "seed1"), smoke, tmp_path, "seed=1")
-    assert (cell / "operator.npy").read_bytes() != (smoke / "multirun/smoke" / CELLS[-1] / "operator.npy").read_bytes()
+    cell = only(SMOKE_RUNS[-1].replace("seed0", "seed1"), smoke, tmp_path, "seed=1")
+    assert (cell / "operator.npy").read_bytes() != (
+        smoke / "multirun/smoke" / SMOKE_RUNS[-1] / "operator.npy"
+    ).read_bytes()
 
 
 def test_the_smoke_table_is_the_published_one(smoke):
@@ -78,6 +81,6 @@ def test_every_artefact_names_its_seed(smoke):
     assert "seed" in (outputs / "results.txt").read_text()
     for path in (*outputs.glob("figures/*.svg"), *outputs.glob("theory/*.svg")):
         assert "seed" in path.read_text(), path
-    for cell in CELLS:
+    for cell in SMOKE_RUNS:
         assert json.loads((smoke / "multirun/smoke" / cell / "run.json").read_text())["settings"]["seed"] == 0
     assert {row["run"][-5:] for row in table(smoke / "multirun/smoke/sweep.csv")} == {"seed0"}

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import pdunroll
-from conftest import SMOKE_CELLS, command, settings_of
+from conftest import SMOKE_RUNS, command, settings_of
 from pdunroll.errors import InputError
 from pdunroll.files import read_table, write_json
 from pdunroll.restore import operator_file as operators
@@ -19,7 +19,7 @@ from pdunroll.speech.frames import load
 from pdunroll.training.run_folder import finished_runs, identify
 
 SPECTRAL = "full-active_set-spectral-L10-seed0"
-FROBENIUS = SMOKE_CELLS[1]
+FROBENIUS = SMOKE_RUNS[1]
 SMOKE = "experiment=smoke"
 CHANGES = ("network.step_norm=spectral", "backprop=full", "network.iterations=10")
 
@@ -90,7 +90,7 @@ def test_tables_have_a_row_for_each_norm(mixed):
     training = read_table(outputs / "training.csv", "")
     assert [row["step_norm"] for row in training] == 4 * ["frobenius"] + ["spectral"]
     metrics = json.loads((outputs / "metrics.json").read_text())
-    assert set(metrics) == {"quantized", "dct-frobenius", "dct-spectral", *SMOKE_CELLS, SPECTRAL}
+    assert set(metrics) == {"quantized", "dct-frobenius", "dct-spectral", *SMOKE_RUNS, SPECTRAL}
     assert metrics["dct-frobenius"] == metrics["dct-spectral"]
     assert {path.stem for path in (outputs / "errors").iterdir()} == set(metrics) - {"quantized"}
 
@@ -124,7 +124,7 @@ def test_other_training_code_is_said_and_evaluated_all_the_same(folder, call):
     assert f"1 of 4 trainings in multirun/smoke were made by other code of pdunroll, {FROBENIUS} the first" in said
     assert "python -m pdunroll train -m experiment=smoke retrain=true` trains them again" in said
     names = json.loads((folder / "outputs/smoke/metrics.json").read_text())
-    assert set(SMOKE_CELLS) < set(names)
+    assert set(SMOKE_RUNS) < set(names)
 
 
 @pytest.mark.parametrize(
