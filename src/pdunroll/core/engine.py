@@ -222,8 +222,10 @@ def compiled_loops() -> tuple[Any, dict[str, int]]:
 
 def product_name() -> str:
     """Return which product float32 trainings on CPUs use here: onednn, mkl or torch; recorded in run.json."""
-    wanted = os.environ.get("PDUNROLL_PRODUCT", "")
-    there = [*compiled_loops()[1], "torch"]
+    wanted, numbers = os.environ.get("PDUNROLL_PRODUCT", ""), compiled_loops()[1]
+    if wanted in numbers:
+        return wanted
+    there = [*numbers, "torch"]
     if wanted and wanted not in there:
         raise InputError(
             f"the environment variable PDUNROLL_PRODUCT must be one of those that are installed here, "
@@ -253,6 +255,8 @@ class CompiledEngine(Engine):
         return _array(K), self._transposed[1]
 
     def iterate(self, K, x, count, start=None):
+        if count == 0:
+            return super().iterate(K, x, 0, start)
         z_dual, dual, z_primal, primal, extrapolated = self._fresh(K, x, start)
         self.loops.iterate(
             self.number, count, *self._both(K), *self._box(x), self.sigma, self.tau, self.theta,
@@ -270,9 +274,12 @@ class CompiledEngine(Engine):
         return state
 
     def _fresh(self, K: Tensor, x: Tensor, start: Iterate | None) -> Iterate:
-        """A copy of `start` that the loops may write to."""
+        """Return a state that the loops may write to: psi, y and ybar of `start`, the others uninitialized."""
         start = self.algorithm.start(K, x) if start is None else start
-        return Iterate(*(part.clone(memory_format=torch.contiguous_format) for part in start))
+        dual, primal, extrapolated = (
+            part.clone(memory_format=torch.contiguous_format) for part in (start.dual, start.primal, start.extrapolated)
+        )
+        return Iterate(torch.empty_like(dual), dual, torch.empty_like(primal), primal, extrapolated)
 
     def backward(self, K, masks, adjoint, delta_primal, delta_dual):
         last = Adjoint(*(part.clone(memory_format=torch.contiguous_format) for part in adjoint))
