@@ -22,12 +22,12 @@ import numpy as np
 import torch
 
 import pdunroll
-from pdunroll.commands.config import Optimization
 from pdunroll.files import write_table
 from pdunroll.speech.frames import Frames, load, read_manifest
 from pdunroll.speech.quantizer import radius
-from pdunroll.training.module import FrameData, fit
-from pdunroll.training.network import UnrolledNetwork
+from pdunroll.training.data import FrameData
+from pdunroll.training.fit import fit
+from pdunroll.training.module import UnrolledTraining
 
 L, BITS = 30, 4
 RELEASED = {
@@ -70,19 +70,19 @@ def errors(operator: torch.Tensor, frames: Frames, step_norm: str) -> tuple[floa
 
 def train(folder: Path, name: str, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
     """Train once and return a row of the table."""
-    optimization = Optimization(
-        learning_rate=1e-4, epochs=1, validations_per_epoch=8, adam_epsilon=settings["adam_epsilon"],
-        decay_counts=settings["decay_counts"], shuffle_buffer=settings["shuffle_buffer"],
-    )  # fmt: skip
     splits = {split: observed(folder, split, settings["quantizer"]) for split in ("train", "validation", "test")}
-    n = splits["train"].truth.shape[1]
-    network = UnrolledNetwork(
-        rows=n, frame_length=n, radius=radius(BITS), iterations=L, step_norm=settings["step_norm"],
-        backprop=pdunroll.Full(primal_mask=settings["primal_mask"]),
+    data = FrameData(
+        splits["train"], splits["validation"], seed=seed, validations_per_epoch=8,
+        shuffle_buffer=settings["shuffle_buffer"],
     )  # fmt: skip
-    data = FrameData(splits["train"], splits["validation"], optimization, seed)
+    module = UnrolledTraining(
+        frame_length=splits["train"].truth.shape[1], radius=radius(BITS), iterations=L,
+        backprop=pdunroll.Full(primal_mask=settings["primal_mask"]), step_norm=settings["step_norm"],
+        learning_rate=1e-4, adam_epsilon=settings["adam_epsilon"],
+        decay=data.steps_per_pass if settings["decay_counts"] == "steps" else data.frames_per_pass,
+    )  # fmt: skip
     with tempfile.TemporaryDirectory() as place:
-        module, _ = fit(network, data, optimization, Path(place), title=name)
+        fit(module, data, Path(place), epochs=1, title=name)
     row: dict[str, Any] = {"setting": name, "seed": seed}
     for split in ("validation", "test"):
         after, optimum = errors(module.best_operator, splits[split], settings["step_norm"])

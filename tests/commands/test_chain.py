@@ -237,7 +237,7 @@ def comment(project: Path, preset: Path) -> None:
     """Change what changes nothing."""
     preset.write_text(preset.read_text() + "# a comment\n")
     (project / "README.md").write_text("Other words.\n")
-    replace(project / "src/pdunroll/training/module.py", "class History", "# a comment\n\n\nclass History")
+    replace(project / "src/pdunroll/training/module.py", "class Unrolled", "# a comment\n\n\nclass Unrolled")
 
 
 @pytest.mark.slow
@@ -245,7 +245,7 @@ def test_dvc_runs_what_changed_code_decides(folder):
     replace(folder / "src/pdunroll/report/figures.py", "markersize=7", "markersize=8")
     assert ran(repro(folder)) == {"settings", "figures", "report"}
     before = (folder / "outputs/smoke/evaluation.csv").read_bytes()
-    replace(folder / "src/pdunroll/training/module.py", "0.5 * (self.network", "0.6 * (self.network")
+    replace(folder / "src/pdunroll/training/module.py", "0.5 * (self._restored", "0.6 * (self._restored")
     printed = repro(folder)
     assert {"sweep", "evaluate"} <= ran(printed)
     assert "prepare" not in ran(printed)

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from pytorch_lightning.loggers import Logger
 
-from pdunroll import Full, quantize
-from pdunroll.commands.config import Optimization
+from pdunroll import quantize
 from pdunroll.speech.frames import Frames
-from pdunroll.training.module import FrameData, fit
-from pdunroll.training.network import UnrolledNetwork
+from pdunroll.training.data import FrameData
+from pdunroll.training.fit import fit
+from pdunroll.training.module import UnrolledTraining
 
 TRAIN = ("experiment=smoke", "backprop=truncated", "network.iterations=3", "optimization.epochs=1")
 
@@ -126,9 +126,8 @@ def test_loggers_get_numbers_only_and_all_rows_of_a_training_that_goes_on(tmp_pa
     frames = Frames(truth, quantize(truth, 3), np.zeros(40, dtype=np.int64))
 
     def trained(epochs: int) -> list[dict[str, float]]:
-        network = UnrolledNetwork(rows=16, frame_length=16, radius=1 / 8, iterations=2, backprop=Full())
-        options, kept = Optimization(epochs=epochs, batch_size=8), Kept()
-        fit(network, FrameData(frames, frames, options, 0), options, tmp_path, title="test", loggers=[kept])
+        module, kept = UnrolledTraining(frame_length=16, radius=1 / 8, iterations=2), Kept()
+        fit(module, FrameData(frames, frames, batch_size=8), tmp_path, epochs=epochs, title="test", loggers=[kept])
         return kept.rows
 
     first, whole = trained(1), trained(2)

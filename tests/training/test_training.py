@@ -17,11 +17,11 @@ import pytest
 import torch
 
 from pdunroll import Full, Truncated, quantize, unroll
-from pdunroll.commands.config import Optimization
 from pdunroll.errors import DivergenceError
 from pdunroll.speech.frames import Frames
-from pdunroll.training.module import FrameData, fit, shuffled
-from pdunroll.training.network import UnrolledNetwork
+from pdunroll.training.data import FrameData, shuffled
+from pdunroll.training.fit import fit
+from pdunroll.training.module import UnrolledTraining
 
 N, BITS = 16, 3
 
@@ -35,26 +35,27 @@ def frames(count: int, seed: int) -> Frames:
     return Frames(truth, quantize(truth, BITS), np.zeros(count, dtype=np.int64))
 
 
-def network(backprop=None, rows: int = N, iterations: int = 4) -> UnrolledNetwork:
-    strategy = backprop or Full(primal_mask="released")
-    return UnrolledNetwork(rows=rows, frame_length=N, radius=2.0**-BITS, iterations=iterations, backprop=strategy)
+def network(backprop=None, rows: int = N, iterations: int = 4, **options) -> UnrolledTraining:
+    return UnrolledTraining(
+        rows=rows, frame_length=N, radius=2.0**-BITS, iterations=iterations,
+        backprop=backprop or Full(primal_mask="released"), **{"learning_rate": 1e-3, **options},
+    )  # fmt: skip
 
 
-def options(**changes) -> Optimization:
-    defaults = {"learning_rate": 1e-3, "epochs": 2, "batch_size": 8, "validation_frames": 20}
-    return Optimization(**{**defaults, **changes})
+def frame_data(seed: int = 0, **options) -> FrameData:
+    return FrameData(frames(52, 0), frames(30, 1), seed=seed, **{"batch_size": 8, "validation_frames": 20, **options})
 
 
-def trained(folder: Path, optimization: Optimization, net: UnrolledNetwork | None = None, seed: int = 0):
-    data = FrameData(frames(52, 0), frames(30, 1), optimization, seed)
-    return fit(net or network(), data, optimization, folder, title="test")
+def trained(folder: Path, module: UnrolledTraining | None = None, epochs: int = 2, seed: int = 0, **options):
+    module, data = module or network(), frame_data(seed, **options)
+    module.hparams.decay = module.hparams.decay or epochs * data.steps_per_pass
+    return module, fit(module, data, folder, epochs=epochs, title="test")
 
 
 def test_equals_a_bare_loop(tmp_path):
-    optimization = options(validations_per_epoch=3)
-    module, _ = trained(tmp_path, optimization)
+    module, _ = trained(tmp_path, validations_per_epoch=3)
 
-    train, operator = frames(52, 0), torch.nn.Parameter(network().operator.detach().clone())
+    train, operator = frames(52, 0), torch.nn.Parameter(network().network.operator.detach().clone())
     y, x = torch.from_numpy(train.truth), torch.from_numpy(train.observation)
     adam = torch.optim.Adam([operator], lr=1e-3)
     step, total = 0, 2 * math.ceil(52 / 8)
@@ -70,16 +71,15 @@ def test_equals_a_bare_loop(tmp_path):
     torch.testing.assert_close(module.network.operator, operator, rtol=1e-6, atol=1e-7)
 
 
-def test_rate_falls_by_steps_or_as_the_released_code_by_frames(tmp_path):
-    for counts, steps_until_final in (("steps", 14), ("frames", 104)):
-        module, history = trained(tmp_path / counts, options(decay_counts=counts))
-        assert module.decay == steps_until_final
+def test_rate_falls_over_the_steps_that_are_given(tmp_path):
+    for steps_until_final in (14, 104):
+        _, history = trained(tmp_path / str(steps_until_final), network(decay=steps_until_final))
         expected = 1e-3 + (1e-8 - 1e-3) * 14 / steps_until_final
         assert history.rows[-1]["learning_rate"] == pytest.approx(expected, rel=1e-9)
 
 
 def test_history_has_a_row_before_the_first_step_and_one_each_validation(tmp_path):
-    module, history = trained(tmp_path, options(validations_per_epoch=2))
+    module, history = trained(tmp_path, validations_per_epoch=2)
     assert [row["step"] for row in history.rows] == [0, 3, 7, 10, 14]
     assert history.rows[0]["seconds"] == 0
     assert math.isnan(history.rows[0]["train_mse"])
@@ -88,15 +88,13 @@ def test_history_has_a_row_before_the_first_step_and_one_each_validation(tmp_pat
     assert seconds[-1] > 0
     with (tmp_path / "training.csv").open() as file:
         assert [int(row["step"]) for row in csv.DictReader(file)] == [0, 3, 7, 10, 14]
-    y, x = module.trainer.datamodule.validation.truth, module.trainer.datamodule.validation.observation
+    y, x = module.trainer.datamodule.validation.tensors
     chosen = shuffled(30, None, seed=0)[:20]
-    start = unroll(network().operator.detach(), x[chosen], radius=2.0**-BITS, iterations=4)
+    start = unroll(network().network.operator.detach(), x[chosen], radius=2.0**-BITS, iterations=4)
     assert history.rows[0]["validation_mse"] == pytest.approx(float((start - y[chosen]).square().mean()), rel=1e-6)
 
 
 def test_times_leave_validation_out(tmp_path, monkeypatch):
-    from pdunroll.training.module import UnrolledTraining
-
     original = UnrolledTraining.validation_step
 
     def slow(self, batch, batch_index):
@@ -104,19 +102,19 @@ def test_times_leave_validation_out(tmp_path, monkeypatch):
         original(self, batch, batch_index)
 
     monkeypatch.setattr(UnrolledTraining, "validation_step", slow)
-    _, history = trained(tmp_path, options())
+    _, history = trained(tmp_path)
     assert history.seconds < 0.5
 
 
 def test_keeps_the_best_operator_not_the_last(tmp_path):
-    module, history = trained(tmp_path, options(learning_rate=0.2, final_learning_rate=0.2, epochs=1))
+    module, history = trained(tmp_path, network(learning_rate=0.2, final_learning_rate=0.2), epochs=1)
     errors = [row["validation_mse"] for row in history.rows]
     best = int(np.argmin(errors))
     assert best != len(errors) - 1, "the rate is meant to be too high"
     assert module.best_mse.item() == errors[best]
     assert module.best_step.item() == history.rows[best]["step"]
     assert best == 0
-    torch.testing.assert_close(module.best_operator, network().operator.detach())
+    torch.testing.assert_close(module.best_operator, network().network.operator.detach())
 
 
 @pytest.mark.parametrize(
@@ -144,7 +142,7 @@ def test_an_operator_that_went_wrong_is_noticed_at_the_next_step(tmp_path, broke
     with pytest.raises(
         DivergenceError, match=rf"diverged at step 3 .*{symptom}.*optimization\.learning_rate"
     ) as caught:
-        trained(tmp_path, options(), network(Breaking()))
+        trained(tmp_path, network(Breaking()))
     assert "\n" not in str(caught.value)
 
 
@@ -157,7 +155,7 @@ def test_a_gradient_that_went_wrong_is_noticed_at_the_step(tmp_path, value):
     with pytest.raises(
         DivergenceError, match=r"diverged at step 0 .gradient norm (nan|inf).*optimization.learning_rate"
     ):
-        trained(tmp_path, options(), network(Broken()))
+        trained(tmp_path, network(Broken()))
 
 
 def test_an_operator_that_restores_nothing_is_noticed_at_the_validation(tmp_path):
@@ -166,10 +164,10 @@ def test_an_operator_that_restores_nothing_is_noticed_at_the_validation(tmp_path
             operator.data.copy_(torch.eye(N))  # all samples are to be small
             return torch.zeros_like(operator)
 
-    data = FrameData(frames(52, 0), frames(30, 1), options(), 0)
-    unrestored = float((data.validation.observation - data.validation.truth).square().mean())
+    truth, observation = frame_data().validation.tensors
+    unrestored = float((observation - truth).square().mean())
     with pytest.raises(DivergenceError, match=r"validation MSE \S+, \S+ at the start") as caught:
-        trained(tmp_path, options(), network(Wild(), iterations=20))
+        trained(tmp_path, network(Wild(), iterations=20))
     found = float(str(caught.value).split("validation MSE ")[1].split(",")[0])
     assert found > unrestored
 
@@ -183,15 +181,15 @@ def test_learns_with_every_mode_and_shape(tmp_path):
             (Full(primal_mask="released"), N + 4),
         ]
     ):
-        module, history = trained(tmp_path / str(number), options(epochs=40), network(backprop, rows))
+        module, history = trained(tmp_path / str(number), network(backprop, rows), epochs=40)
         assert module.best_operator.shape == (rows, N)
         assert module.best_mse.item() < 0.98 * history.rows[0]["validation_mse"]
 
 
 def test_order_depends_on_seed_and_pass_only(tmp_path):
-    first, _ = trained(tmp_path / "a", options(train_frames=24))
-    again, _ = trained(tmp_path / "b", options(train_frames=24))
-    other, _ = trained(tmp_path / "c", options(train_frames=24), seed=1)
+    first, _ = trained(tmp_path / "a", train_frames=24)
+    again, _ = trained(tmp_path / "b", train_frames=24)
+    other, _ = trained(tmp_path / "c", train_frames=24, seed=1)
     assert torch.equal(first.network.operator, again.network.operator)
     assert not torch.equal(first.network.operator, other.network.operator)
     assert first.global_step == 6
@@ -242,7 +240,7 @@ def test_a_pass_takes_its_frames_in_the_order_of_the_buffer(tmp_path):
             taken.append(kept[0])  # x
             return super().gradient(engine, operator, kept, iterations, grad)
 
-    trained(tmp_path, options(shuffle_buffer=5), network(Watching()), seed=1)
+    trained(tmp_path, network(Watching()), seed=1, shuffle_buffer=5)
     observation = torch.from_numpy(frames(52, 0).observation)
     for number in range(2):
         order = shuffled(52, 5, seed=(1 << 20) + number)
@@ -252,10 +250,10 @@ def test_a_pass_takes_its_frames_in_the_order_of_the_buffer(tmp_path):
 def test_epsilon_reaches_the_optimizer(tmp_path):
     operators = {}
     for epsilon in (1e-8, 1e-7, 1.0):
-        module, _ = trained(tmp_path / str(epsilon), options(adam_epsilon=epsilon))
+        module, _ = trained(tmp_path / str(epsilon), network(adam_epsilon=epsilon))
         (group,) = module.optimizers().param_groups
         assert group["eps"] == epsilon
-        operators[epsilon] = module.network.operator.detach() - network().operator.detach()
+        operators[epsilon] = module.network.operator.detach() - network().network.operator.detach()
     assert not torch.equal(operators[1e-8], operators[1e-7])
     assert operators[1.0].norm() < 0.5 * operators[1e-8].norm()  # gradients below it move less
 

@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from pdunroll import Full, Truncated, quantize
-from pdunroll.commands.config import Optimization
 from pdunroll.speech.frames import Frames
-from pdunroll.training.module import FrameData, UnrolledTraining, fit
-from pdunroll.training.network import UnrolledNetwork
+from pdunroll.training.data import FrameData
+from pdunroll.training.fit import fit
+from pdunroll.training.module import UnrolledTraining
 
 N, BITS, ETA = 16, 3, 1 / 8
 FRAMES, BATCH, EPOCHS = 37, 8, 4  # five steps an epoch, the last one with five frames
@@ -132,28 +132,30 @@ def frames(count: int, seed: int) -> Frames:
     return Frames(truth, quantize(truth, BITS), np.zeros(count, dtype=np.int64))
 
 
-def trained(case: Case, folder: Path, monkeypatch) -> tuple[list[tuple[np.ndarray, np.ndarray]], list[np.ndarray]]:
+def trained(case: Case, folder: Path) -> tuple[list[tuple[np.ndarray, np.ndarray]], list[np.ndarray]]:
     """The batches that the project's training took, in order, and K after each of its steps."""
     batches, operators = [], []
-    step = UnrolledTraining.training_step
 
-    def watched(module: UnrolledTraining, batch: tuple[torch.Tensor, torch.Tensor], index: int) -> None:
-        batches.append(tuple(part.numpy().copy() for part in batch))
-        step(module, batch, index)
-        operators.append(module.network.operator.detach().numpy().copy())
+    class Watching(UnrolledTraining):
+        def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_index: int) -> torch.Tensor:
+            batches.append(tuple(part.numpy().copy() for part in batch))
+            return super().training_step(batch, batch_index)
 
-    monkeypatch.setattr(UnrolledTraining, "training_step", watched)
+        def on_train_batch_end(self, *given: object) -> None:
+            operators.append(self.network.operator.detach().numpy().copy())
+
     strategies = {"full": Full(primal_mask=case.mask), "truncated": Truncated(primal_mask=case.mask, iterations=case.b)}
-    network = UnrolledNetwork(
+    data = FrameData(
+        frames(FRAMES, 0), frames(9, 1), batch_size=BATCH, seed=3, shuffle_buffer=10, validation_frames=8
+    )  # fmt: skip
+    counted = data.frames_per_pass if case.counts == "frames" else data.steps_per_pass
+    module = Watching(
         rows=case.rows, frame_length=N, radius=ETA, iterations=L, backprop=strategies[case.mode],
         step_ratio=case.ratio, extrapolation=case.theta, step_norm=case.norm,
+        learning_rate=FIRST, final_learning_rate=LAST, adam_epsilon=case.epsilon, decay=EPOCHS * counted,
     )  # fmt: skip
-    network.operator.data = torch.from_numpy(dct(case.rows))  # its own is rounded to float32
-    optimization = Optimization(
-        learning_rate=FIRST, final_learning_rate=LAST, adam_epsilon=case.epsilon, decay_counts=case.counts,
-        epochs=EPOCHS, batch_size=BATCH, shuffle_buffer=10, validation_frames=8,
-    )  # fmt: skip
-    fit(network, FrameData(frames(FRAMES, 0), frames(9, 1), optimization, seed=3), optimization, folder, title="test")
+    module.network.operator.data = torch.from_numpy(dct(case.rows))  # its own is rounded to float32
+    fit(module, data, folder, epochs=EPOCHS, title="test")
     return batches, operators
 
 
@@ -162,8 +164,8 @@ def name(case: Case) -> str:
 
 
 @pytest.mark.parametrize("case", CASES, ids=name)
-def test_every_step_is_that_of_the_transcription(case, tmp_path, monkeypatch):
-    batches, operators = trained(case, tmp_path, monkeypatch)
+def test_every_step_is_that_of_the_transcription(case, tmp_path):
+    batches, operators = trained(case, tmp_path)
     assert [len(truth) for truth, _ in batches] == EPOCHS * [8, 8, 8, 8, 5]
     assert all(part.dtype == np.float64 for batch in batches for part in batch)
     for taken in (batches[:5], batches[5:10]):  # each frame once an epoch

@@ -307,50 +307,45 @@ def lightning(config: Config) -> list[Row]:
     The shortest of some turns each: whatever else the machine does comes on top.
     """
     import tempfile
-    from dataclasses import replace
 
     import torch
 
     from pdunroll.speech.frames import load
-    from pdunroll.training.module import FrameData, fit
+    from pdunroll.training.data import FrameData
+    from pdunroll.training.fit import fit
 
     torch.set_num_threads(1)
     steps = 300
-    optimization = replace(
-        config.optimization, epochs=1, train_frames=32 * steps, batch_size=32, validations_per_epoch=1
-    )
     train, validation = load(config.prepared, "train"), load(config.prepared, "validation")
     times: dict[str, list[float]] = {"bare": [], "lightning": []}
     for _ in range(2 * config.benchmark.rounds):
-        data = FrameData(train, validation, optimization, seed=0)
-        bare = network(config)
-        optimizer = torch.optim.Adam(bare.parameters(), lr=1e-6)
+        data = FrameData(train, validation, train_frames=32 * steps)
+        bare, (truth, observation) = module(config).network, data.train.tensors
+        optimizer = torch.optim.Adam(bare.parameters(), lr=1e-6, fused=True)
         start = time.perf_counter()
         for chunk in torch.arange(data.frames_per_pass).split(32):
-            loss = 0.5 * (bare(data.observation[chunk]) - data.truth[chunk]).square().sum()
+            loss = 0.5 * (bare(observation[chunk]) - truth[chunk]).square().sum()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
         times["bare"].append(time.perf_counter() - start)
         logging.disable(logging.WARNING)  # what `fit` says
         with tempfile.TemporaryDirectory() as folder:
-            _, history = fit(network(config), data, optimization, Path(folder), title="benchmark")
+            history = fit(module(config), data, Path(folder), epochs=1, title="benchmark")
         logging.disable(logging.NOTSET)
         times["lightning"].append(history.seconds)
     difference = min(times["lightning"]) - min(times["bare"])
     return [entry("Lightning's part of a step", 1e3 * difference / data.steps_per_pass, "ms")]
 
 
-def network(config: Config) -> Any:
-    from pdunroll.core.gradients import Full
+def module(config: Config) -> Any:
     from pdunroll.speech.quantizer import radius
-    from pdunroll.training.network import UnrolledNetwork
+    from pdunroll.training.module import UnrolledTraining
 
     rows, n = config.shape
-    return UnrolledNetwork(
-        rows=rows, frame_length=n, radius=radius(config.data.bits), iterations=1, backprop=Full(),
-        step_norm=config.network.step_norm,
-    )  # fmt: skip
+    return UnrolledTraining(
+        rows=rows, frame_length=n, radius=radius(config.data.bits), iterations=1, step_norm=config.network.step_norm
+    )
 
 
 def side_by_side(config: Config, jobs: int) -> list[Row]:

@@ -73,15 +73,28 @@ def _train(config: Config, strategy: Backprop, run: RunFolder) -> float:
     from pdunroll.report.style import diverging
     from pdunroll.speech.frames import load
     from pdunroll.speech.quantizer import radius
-    from pdunroll.training.module import FrameData, fit
-    from pdunroll.training.network import UnrolledNetwork
+    from pdunroll.training.data import FrameData
+    from pdunroll.training.fit import fit
+    from pdunroll.training.module import UnrolledTraining
     from pdunroll.training.run_folder import environment
     from pdunroll.training.tracking import conclude, tracked
 
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     torch.set_num_threads(config.trainer.usable_threads)
     rows, frame_length = config.shape
-    network = UnrolledNetwork(
+    optimization = config.optimization
+    data = FrameData(
+        load(config.prepared, "train"),
+        load(config.prepared, "validation"),
+        batch_size=optimization.batch_size,
+        seed=config.seed,
+        shuffle_buffer=optimization.shuffle_buffer,
+        train_frames=optimization.train_frames,
+        validation_frames=optimization.validation_frames,
+        validations_per_epoch=optimization.validations_per_epoch,
+    )
+    counted = data.steps_per_pass if optimization.decay_counts == "steps" else data.frames_per_pass
+    module = UnrolledTraining(
         rows=rows,
         frame_length=frame_length,
         radius=radius(config.data.bits),
@@ -90,9 +103,10 @@ def _train(config: Config, strategy: Backprop, run: RunFolder) -> float:
         step_ratio=config.network.step_ratio,
         extrapolation=config.network.extrapolation,
         step_norm=config.network.step_norm,
-    )
-    data = FrameData(
-        load(config.prepared, "train"), load(config.prepared, "validation"), config.optimization, config.seed
+        learning_rate=optimization.learning_rate,
+        final_learning_rate=optimization.final_learning_rate,
+        adam_epsilon=optimization.adam_epsilon,
+        decay=optimization.epochs * counted,
     )
     run.begin()
     names = config.backprop["name"], config.backprop["primal_mask"], config.network.step_norm
@@ -102,11 +116,11 @@ def _train(config: Config, strategy: Backprop, run: RunFolder) -> float:
         config={**run.identity["settings"], "data_digest": run.identity["data"], "environment": environment()},
         step="step",
     ) as tracker:  # fmt: skip
-        module, history = fit(
-            network,
+        history = fit(
+            module,
             data,
-            config.optimization,
             run.folder,
+            epochs=optimization.epochs,
             title=config.run,
             accelerator=config.trainer.accelerator,
             loggers=[WandbLogger(experiment=tracker)] if tracker else [],
@@ -118,7 +132,7 @@ def _train(config: Config, strategy: Backprop, run: RunFolder) -> float:
             "best_step": module.best_step.item(),
             "steps": module.global_step,
             "seconds": history.seconds,
-            "seconds_per_epoch": history.seconds / config.optimization.epochs,
+            "seconds_per_epoch": history.seconds / optimization.epochs,
             "threads": config.trainer.usable_threads,
             "product": product_name() if config.trainer.accelerator == "cpu" else "cuda",
         }

@@ -12,7 +12,7 @@ from pdunroll.files import digest
 
 PACKAGE, HOME = "pdunroll", Path(__file__).parents[1]
 # Modules whose effect shows in the settings and the data, or that decide no number.
-WITHOUT = ("errors", "files", "processes", "speech.frames", "training.options", "training.run_key")
+WITHOUT = ("errors", "files", "processes", "speech.frames", "training.history", "training.run_key")
 
 
 @cache

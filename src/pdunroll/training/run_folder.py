@@ -54,7 +54,7 @@ def identify(settings: dict[str, Any], prepared: Path) -> dict[str, Any]:
 
 def training_code() -> str:
     """Return a digest of the code of the package that decides what a training gives."""
-    return source_digest("training.module", "core.gradients", "core.implicit", without=WITHOUT)
+    return source_digest("training.fit", "core.gradients", "core.implicit", without=WITHOUT)
 
 
 def strategy_code(backprop: Mapping[str, Any]) -> str | None:

@@ -1,0 +1,117 @@
+"""One training: Lightning's loop between a start, or a checkpoint, and the last pass over the training frames.
+
+A pass is an epoch of the protocol. Lightning is given shorter "epochs", from one validation to the next, so that each
+checkpoint lies on a border where a killed training goes on bit for bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+
+from pdunroll.errors import InputError
+from pdunroll.files import atomic
+from pdunroll.training.data import FrameData
+from pdunroll.training.history import History
+from pdunroll.training.module import UnrolledTraining
+
+CHECKPOINT = "last.ckpt"
+HISTORY = "training.csv"
+
+
+def fit(
+    module: UnrolledTraining,
+    data: FrameData,
+    folder: Path,
+    *,
+    epochs: int,
+    title: str,
+    accelerator: str = "cpu",
+    loggers: list[Logger] | None = None,
+    callbacks: Sequence[pl.Callback] = (),
+    **options: Any,
+) -> History:
+    """Train, going on from `folder`/last.ckpt if it is there; write that file and training.csv.
+
+    Args:
+        module: what is trained, in place.
+        data: its frames.
+        folder: where the checkpoint and training.csv are.
+        epochs: passes over the training frames.
+        title: names the training in log lines.
+        accelerator: Lightning's, "cpu" or "gpu".
+        loggers: Lightning's loggers.
+        callbacks: further callbacks.
+        options: other options of Lightning's Trainer, such as gradient_clip_val.
+
+    Returns:
+        The rows of training.csv and the seconds of training.
+
+    Raises:
+        DivergenceError: where numbers are no longer finite.
+        InputError: if the checkpoint is damaged.
+    """
+    torch.ones(1).sqrt()  # of Adam: with several threads, a process's first can be inexact (PyTorch issue 188792)
+    history = History(folder / HISTORY, title, epochs * data.steps_per_pass)
+    resume = folder / CHECKPOINT
+    checkpoint = ModelCheckpoint(
+        folder, filename=Path(CHECKPOINT).stem, enable_version_counter=False, save_on_train_epoch_end=True
+    )
+    given: dict[str, Any] = {
+        "enable_progress_bar": False, "enable_model_summary": False, "log_every_n_steps": 1, **options
+    }  # fmt: skip
+    trainer = pl.Trainer(
+        accelerator=accelerator,
+        devices=1,
+        max_epochs=epochs * data.validations_per_pass,
+        reload_dataloaders_every_n_epochs=1,
+        num_sanity_val_steps=0 if resume.is_file() else -1,  # validation before the first step
+        callbacks=[history, checkpoint, *callbacks],
+        plugins=[Checkpoints()],
+        logger=loggers or False,
+        default_root_dir=folder,
+        **given,
+    )
+    with warnings.catch_warnings():  # nothing in these is for the reader of our log
+        warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
+        warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.. is deprecated")
+        warnings.filterwarnings("ignore", ".*does not have many workers")  # batches are slices of memory
+        trainer.fit(module, datamodule=data, ckpt_path=resume if resume.is_file() else None, weights_only=True)
+    return history
+
+
+class Checkpoints(TorchCheckpointIO):
+    """Checkpoints that are whole or not there, and that hold no code."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        buffer = io.BytesIO()  # torch.save to a file hides why it failed
+        torch.save(checkpoint, buffer)
+        with atomic(Path(path)) as temporary:
+            temporary.write_bytes(buffer.getvalue() + checksum(buffer.getvalue()))
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        content = Path(path).read_bytes()
+        content, stored = content[:-CHECKSUM], content[-CHECKSUM:]
+        if checksum(content) != stored:
+            raise InputError(f"{path} is damaged (its checksum differs); remove it, and the training begins again")
+        return torch.load(io.BytesIO(content), map_location=map_location, weights_only=True)
+
+
+CHECKSUM = 32  # bytes at the end of a checkpoint
+
+
+def checksum(content: bytes) -> bytes:
+    """Return SHA-256 of a checkpoint: torch restores many a damaged file without a word."""
+    return hashlib.sha256(content).digest()

@@ -1,0 +1,64 @@
+"""The table of a training: one row a validation."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytorch_lightning as pl
+
+from pdunroll.files import write_table
+
+if TYPE_CHECKING:
+    from pdunroll.training.module import UnrolledTraining
+
+log = logging.getLogger(__name__)
+
+
+class History(pl.Callback):
+    """One row a validation, into the CSV table, the loggers and the console; times leave validation out."""
+
+    def __init__(self, path: Path, title: str, total_steps: int) -> None:
+        self.path, self.title, self.total_steps = path, title, total_steps
+        self.rows: list[dict[str, float]] = []
+        self.seconds = 0.0
+        self._since = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows, "seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows, self.seconds = state_dict["rows"], state_dict["seconds"]
+
+    def on_exception(self, trainer: pl.Trainer, module: UnrolledTraining, exception: BaseException) -> None:
+        if isinstance(exception, KeyboardInterrupt):
+            raise exception  # Lightning would make a status of its own of it
+
+    def on_fit_start(self, trainer: pl.Trainer, module: UnrolledTraining) -> None:
+        for row in self.rows:  # of a training that goes on, whose loggers are new
+            self._log(trainer, row)
+
+    def _log(self, trainer: pl.Trainer, row: dict[str, float]) -> None:
+        known = {key: value for key, value in row.items() if not math.isnan(value)}
+        for logger in trainer.loggers:
+            logger.log_metrics(known, step=row["step"])
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, module: UnrolledTraining) -> None:
+        self._since = time.perf_counter()
+
+    def on_validation_start(self, trainer: pl.Trainer, module: UnrolledTraining) -> None:
+        if not trainer.sanity_checking:
+            self.seconds += time.perf_counter() - self._since
+
+    def on_validation_end(self, trainer: pl.Trainer, module: UnrolledTraining) -> None:
+        row = {"step": module.global_step, **module.latest, "seconds": self.seconds}
+        self.rows.append(row)
+        write_table(self.path, self.rows)
+        self._log(trainer, row)
+        log.info(
+            "%s  step %d of %d  validation MSE %.4e  %.1f s",
+            self.title, row["step"], self.total_steps, row["validation_mse"], row["seconds"],
+        )  # fmt: skip
