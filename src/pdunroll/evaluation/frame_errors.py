@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pdunroll.core.algorithms import Algorithm
 from pdunroll.core.chambolle_pock import chambolle_pock
-from pdunroll.core.solve import Algorithm, solve
+from pdunroll.core.solve import solve
 from pdunroll.evaluation.curves import error_curve
 from pdunroll.files import atomic, digest
 from pdunroll.processes import end_with_parent
@@ -56,7 +57,7 @@ def frame_errors(
             "extrapolation": extrapolation,
             "step_norm": key["step_norm"],
             "solve": [repr(algorithm), tolerance, max_iterations],
-            "code": source_digest("evaluation.curves", type(algorithm).__module__, without=WITHOUT),
+            "code": source_digest("evaluation.curves", "core.solve", type(algorithm).__module__, without=WITHOUT),
         }
     )
     if path.is_file():
