@@ -78,7 +78,7 @@ class PlainChambollePock(Algorithm):
 
     Example:
         >>> import pdunroll, torch
-        >>> operator, x = pdunroll.dct_operator(4, 4), torch.tensor([[0.5, 0.4, 0.3, 0.2]])
+        >>> operator, x = torch.eye(2), torch.tensor([[0.5, 0.1]])
         >>> found = pdunroll.solve(operator, x, radius=0.2, algorithm=pdunroll.PlainChambollePock())
         >>> bool(found.gap <= 1e-6)
         True

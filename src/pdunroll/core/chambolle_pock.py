@@ -203,7 +203,8 @@ def spectral_norm(operator: Tensor) -> float:
     with blas_threads().limit(
         limits=1
     ):  # several threads would only wait for each other, up to a second on a busy machine
-        gram = blas.dsyrk(1.0, transposed, trans=int(m < n), lower=1)  # lower triangle of K^T K, or of K K^T if m < n
+        # the lower triangle of K^T K, or of K K^T if m < n
+        gram = blas.dsyrk(1.0, transposed, trans=int(m < n), lower=1)  # pyright: ignore[reportAttributeAccessIssue]
         last = len(gram) - 1
         (largest,) = eigh(gram, eigvals_only=True, subset_by_index=[last, last], check_finite=False, overwrite_a=True)
     return scale * max(float(largest), 0.0) ** 0.5

@@ -22,7 +22,7 @@ class HalpernState(NamedTuple):
 
     engine: Engine
     operator: Tensor  # K  (m, n)
-    count: int  # iterations in all
+    total: int  # iterations in all
     point: Point | None  # T(z^{k-1}), the result of the last iteration
     box: Box  # (B, n) each
     primal: Tensor  # y of z^k  (B, n)
@@ -64,7 +64,7 @@ class RestartedHalpern(Algorithm):
 
     Example:
         >>> import pdunroll, torch
-        >>> operator, x = pdunroll.dct_operator(4, 4), torch.tensor([[0.5, 0.4, 0.3, 0.2]])
+        >>> operator, x = torch.eye(2), torch.tensor([[0.5, 0.1]])
         >>> found = pdunroll.solve(operator, x, radius=0.2, algorithm=pdunroll.RestartedHalpern(period=5))
         >>> bool(found.gap <= 1e-6)
         True
@@ -87,7 +87,7 @@ class RestartedHalpern(Algorithm):
         primal = observation if start is None else start.primal
         dual = observation.new_zeros(len(observation), len(operator)) if start is None else start.dual
         return HalpernState(
-            engine=engine, operator=operator, count=0, point=None, box=algorithm.problem.box(observation),
+            engine=engine, operator=operator, total=0, point=None, box=algorithm.problem.box(observation),
             primal=primal, dual=dual, anchor_primal=primal, anchor_dual=dual, k=torch.zeros_like(column),
             weight=column * (algorithm.sigma / algorithm.tau) ** 0.5,
             first_residual=column * torch.inf, last_residual=column * torch.inf,
@@ -97,14 +97,14 @@ class RestartedHalpern(Algorithm):
         """Return the state after one more iteration, with the frames restarted that have to be."""
         point = primal_dual_step(state)
         new = halpern_step(state, point)
-        if new.count % self.period and new.count != 1:
+        if new.total % self.period and new.total != 1:
             return new
         residual = fixed_point_residual(state, point)
         first = torch.where(torch.isinf(state.first_residual), residual, state.first_residual)
         restart = (
             (residual <= self.sufficient * first)
             | ((residual <= self.necessary * first) & (residual > state.last_residual))
-            | (state.k >= self.artificial * new.count)
+            | (state.k >= self.artificial * new.total)
         ) & (state.k > 0)
         new = new._replace(first_residual=first, last_residual=residual)
         return self._restarted(new, point, restart) if restart.any() else new
@@ -136,10 +136,10 @@ class RestartedHalpern(Algorithm):
 
     def select(self, state: HalpernState, keep: Tensor) -> HalpernState:
         """Return the state of the frames where `keep` is true."""
-        engine, operator, count, point, box, *tensors = state
+        engine, operator, total, point, box, *tensors = state
         point = None if point is None else Point(*(part[keep] for part in point))
         box = Box(*(bound[keep] for bound in box))
-        return HalpernState(engine, operator, count, point, box, *(tensor[keep] for tensor in tensors))
+        return HalpernState(engine, operator, total, point, box, *(tensor[keep] for tensor in tensors))
 
 
 def primal_dual_step(state: HalpernState) -> Point:
@@ -156,7 +156,7 @@ def halpern_step(state: HalpernState, point: Point) -> HalpernState:
     """Return the state at z^{k+1}, given `point` = T(z^k)."""
     share = (state.k + 1.0) / (state.k + 2.0)
     return state._replace(
-        count=state.count + 1,
+        total=state.total + 1,
         point=point,
         primal=share * (2.0 * point.primal - state.primal) + (1.0 - share) * state.anchor_primal,
         dual=share * (2.0 * point.dual - state.dual) + (1.0 - share) * state.anchor_dual,

@@ -65,10 +65,10 @@ def solve(
 
     Example:
         >>> import pdunroll, torch
-        >>> operator, x = pdunroll.dct_operator(4, 4), torch.tensor([[0.5, 0.4, 0.3, 0.2]])
+        >>> operator, x = torch.eye(2), torch.tensor([[0.5, 0.1]])
         >>> found = pdunroll.solve(operator, x, radius=0.2)
-        >>> found.primal  # the constant in the box that is nearest to 0: one coefficient of the DCT
-        tensor([[0.3000, 0.3000, 0.3000, 0.3000]])
+        >>> found.primal.allclose(torch.tensor([[0.3, 0.0]]))  # the entries of x, moved towards 0 by up to 0.2
+        True
         >>> bool(found.gap <= 1e-6)
         True
     """
