@@ -26,6 +26,7 @@ from pdunroll.core import engine
 
 settings.register_profile("same", derandomize=True)  # the same examples at each run
 settings.load_profile("same")
+collect_ignore = ["restore/fuzz_audio.py"]  # a program of its own that needs atheris
 torch.set_num_threads(1)  # for matrices as small as those here, more threads only wait for each other
 
 

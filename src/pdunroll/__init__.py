@@ -9,14 +9,15 @@ import lazy_loader
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from pdunroll.core.algorithms import Algorithm as Algorithm
+    from pdunroll.core.algorithms import PlainChambollePock as PlainChambollePock
     from pdunroll.core.gradients import Backprop as Backprop
     from pdunroll.core.gradients import Full as Full
     from pdunroll.core.gradients import Truncated as Truncated
     from pdunroll.core.gradients import unroll as unroll
+    from pdunroll.core.halpern import RestartedHalpern as RestartedHalpern
     from pdunroll.core.implicit import Implicit as Implicit
     from pdunroll.core.problem import dct_operator as dct_operator
-    from pdunroll.core.solve import PlainChambollePock as PlainChambollePock
-    from pdunroll.core.solve import RestartedHalpern as RestartedHalpern
     from pdunroll.core.solve import solve as solve
     from pdunroll.errors import InputError as InputError
     from pdunroll.speech.quantizer import quantize as quantize
@@ -25,10 +26,12 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
+        "core.algorithms": ["Algorithm", "PlainChambollePock"],
         "core.gradients": ["Backprop", "Full", "Truncated", "unroll"],
+        "core.halpern": ["RestartedHalpern"],
         "core.implicit": ["Implicit"],
         "core.problem": ["dct_operator"],
-        "core.solve": ["PlainChambollePock", "RestartedHalpern", "solve"],
+        "core.solve": ["solve"],
         "errors": ["InputError"],
         "speech.quantizer": ["quantize"],
     },

@@ -1,4 +1,4 @@
-"""The one exception that means: the input is at fault, and here is what would be right."""
+"""Exceptions and checks for invalid input."""
 
 from __future__ import annotations
 
@@ -8,9 +8,17 @@ from numbers import Real
 
 
 class InputError(ValueError):
-    """Bad input. The message is one line that names the file or setting and what would be right.
+    """Invalid input. The message is one line that names the file or setting and says what is valid.
 
-    The entry points print it and leave with status 2; in Python it is an ordinary `ValueError`.
+    The commands print it and exit with status 2; in Python it is an ordinary `ValueError`.
+
+    Example:
+        >>> import pdunroll
+        >>> try:
+        ...     pdunroll.quantize([0.5], bits=0)
+        ... except pdunroll.InputError as error:
+        ...     print(error)
+        bits must be an integer in 1..32, got 0
     """
 
 

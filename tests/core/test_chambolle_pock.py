@@ -14,7 +14,7 @@ from scipy.optimize import linprog
 import oracles
 import pdunroll
 from oracles import ETA, NORMS, SHAPES, problem
-from pdunroll.core.chambolle_pock import SAFE, STEP_NORMS, chambolle_pock, frobenius_norm, spectral_norm
+from pdunroll.core.chambolle_pock import SAFE_NORMS, STEP_NORMS, chambolle_pock, frobenius_norm, spectral_norm
 from pdunroll.core.problem import Dequantization, active_set, dct_operator, dual_mask, released
 from pdunroll.training.network import UnrolledNetwork
 
@@ -123,7 +123,7 @@ def test_frobenius_norm_is_that_of_numpy(case):
     assert frobenius_norm(matrix) == pytest.approx(scale * np.linalg.norm(wide / scale, "fro"), rel=tolerance)
 
 
-@pytest.mark.parametrize("bound", SAFE)
+@pytest.mark.parametrize("bound", SAFE_NORMS)
 @pytest.mark.parametrize("factor", [0.5, 2.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_frobenius_norm_is_right_on_both_sides_of_its_bounds(bound, factor, dtype):

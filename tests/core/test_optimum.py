@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,12 +13,13 @@ import torch
 from scipy.optimize import linprog
 
 import pdunroll
+from conftest import ROOT
 from oracles import ETA, SHAPES, problem, relative
-from pdunroll.core.chambolle_pock import Masks, chambolle_pock
+from pdunroll.core.chambolle_pock import chambolle_pock
 from pdunroll.core.engine import engine_for
 from pdunroll.core.implicit import multipliers
-from pdunroll.core.problem import Dequantization
-from pdunroll.core.solve import duality_gap, lu_factors, trivial
+from pdunroll.core.polish import lu_factors
+from pdunroll.core.problem import Dequantization, Masks
 from pdunroll.speech.frames import load
 
 ALGORITHMS = [
@@ -31,9 +34,9 @@ def speech(smoke):
     """Speech frames and a perturbed DCT: truth (24, 64), observation, operator."""
     test = load(smoke / "outputs/smoke/prepared", "test")
     x = torch.from_numpy(test.observation).double()
-    hard = (~trivial(Dequantization(ETA), x)).nonzero()[:20, 0]
-    easy = trivial(Dequantization(ETA), x).nonzero()[:4, 0]
-    chosen = torch.cat([hard, easy])
+    nontrivial = (~Dequantization(ETA).trivial(x)).nonzero()[:20, 0]
+    trivial = Dequantization(ETA).trivial(x).nonzero()[:4, 0]
+    chosen = torch.cat([nontrivial, trivial])
     noise = torch.randn(64, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     operator = pdunroll.dct_operator(64, 64, torch.float64) + 0.01 * noise
     return torch.from_numpy(test.truth[chosen]).double(), x[chosen], operator
@@ -90,13 +93,26 @@ def test_the_scale_of_the_operator_does_not_matter(exponent):
         assert torch.equal(ours, theirs)
 
 
+def test_an_algorithm_of_ones_own():
+    (recipe,) = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs/extending.md").read_text().partition("algorithm for")[2], re.S
+    )
+    names: dict[str, Any] = {"__name__": "mine"}
+    exec(recipe, names)
+    operator, _, x = problem()
+    found = pdunroll.solve(operator, x, radius=ETA, algorithm=names["Mine"]())
+    plain = pdunroll.solve(operator, x, radius=ETA, algorithm=pdunroll.PlainChambollePock())
+    assert (found.gap <= 1e-6).all()
+    torch.testing.assert_close(found.primal, plain.primal, rtol=0, atol=1e-6)
+
+
 def test_gap_is_the_difference_of_the_objectives():
     operator, _, x = problem(11, 18)
     generator = torch.Generator().manual_seed(1)
     y = x + ETA * (2 * torch.rand(x.shape, generator=generator, dtype=torch.float64) - 1)
     psi = 2 * torch.rand(4, 11, generator=generator, dtype=torch.float64) - 1
     K = operator.detach()
-    for frame, gap in enumerate(duality_gap(Dequantization(ETA), K, x, y, psi)):
+    for frame, gap in enumerate(Dequantization(ETA).duality_gap(K, x, y, psi)):
         primal = float((K @ y[frame]).abs().sum())
         slope = K.T @ psi[frame]
         dual = float(x[frame] @ slope - ETA * slope.abs().sum())
@@ -112,7 +128,7 @@ def test_frames_do_not_see_each_other(speech):
         torch.testing.assert_close(single.primal[0], whole.primal[frame], rtol=0, atol=1e-4)
 
 
-def test_what_is_not_reached_is_said_and_returned(speech):
+def test_uncertified_frames_are_returned_with_a_warning(speech):
     _, x, operator = speech
     with pytest.warns(UserWarning, match=r"20 of 24 frames are not certified to 1e-14 after 30 iterations .*raise"):
         found = pdunroll.solve(operator, x, radius=ETA, tolerance=1e-14, max_iterations=30)
@@ -170,7 +186,10 @@ def test_implicit_is_the_limit_of_truncated_and_of_full(quick):
     truth, x, operator = quick
     exact = pdunroll.Implicit(tolerance=1e-10)
     reference = gradient(operator, truth, x, exact)
-    assert exact.counts == {"trivial": 0, "vertex": 10, "degenerate": 0}
+    engine = engine_for(chambolle_pock(operator, radius=ETA), operator)
+    restored, (_, dual_mask, primal_mask, nontrivial) = exact.forward(engine, operator, x, iterations=1)
+    assert nontrivial.all()
+    assert multipliers(operator, Masks(dual_mask, primal_mask), restored - truth)[1].all()  # ten vertices
     assert relative(gradient(operator, truth, x, pdunroll.Implicit(), 20_000), reference) < 1e-6
     assert relative(gradient(operator, truth, x, pdunroll.Truncated(iterations=20_000), 20_000), reference) < 1e-6
     assert relative(gradient(operator, truth, x, pdunroll.Full(checkpoint_every=140), 20_000), reference) < 1e-6

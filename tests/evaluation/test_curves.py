@@ -10,19 +10,18 @@ import torch
 
 from oracles import ETA, problem
 from pdunroll.core.chambolle_pock import chambolle_pock
-from pdunroll.core.closed_form import later, stays, vertex
-from pdunroll.core.solve import Point, free, trivial
+from pdunroll.core.closed_form import iterates_after, masks_are_final, vertex
 from pdunroll.evaluation import curves as inference
 
 
-def test_a_frame_said_to_be_settled_goes_on_in_closed_form():
+def test_frames_with_final_masks_continue_in_closed_form():
     settled, premature = 0, 0
     for seed in range(6):
         operator, _, x = problem(20, 20, B=6, seed=seed)
         K = operator.detach()
         algorithm = chambolle_pock(K, radius=ETA)
         iterates = list(islice(algorithm.iterates(K, x), 6000))
-        masks = [free(algorithm.problem, Point(*it[:4]), x) for it in iterates]
+        masks = [algorithm.problem.free_masks(it.z_dual, it.z_primal, x) for it in iterates]
         for frame in range(len(x)):
             changes = [
                 l
@@ -33,12 +32,12 @@ def test_a_frame_said_to_be_settled_goes_on_in_closed_form():
                 now, before = iterates[l], iterates[l - 1].primal[frame]
                 mask = type(masks[l])(*(part[frame] for part in masks[l]))
                 found = vertex(algorithm, K, x[frame], mask, now.primal[frame], now.dual[frame])
-                if found is None or not stays(algorithm, found, before, now.primal[frame], now.dual[frame]):
+                if found is None or not masks_are_final(algorithm, found, before, now.primal[frame], now.dual[frame]):
                     premature += not changes or changes[-1] <= l
                     continue
-                assert not changes or changes[-1] <= l, "said to be settled, but a mask changed later"
+                assert not changes or changes[-1] <= l, "the masks were called final, but one changed later"
                 steps = torch.tensor([1, 2, 10, 999])
-                y, psi = later(algorithm, found, before, now.primal[frame], steps)
+                y, psi = iterates_after(algorithm, found, before, now.primal[frame], steps)
                 for row, k in enumerate(steps.tolist()):
                     torch.testing.assert_close(y[row], iterates[l + k].primal[frame], rtol=0, atol=1e-9)
                     torch.testing.assert_close(psi[row], iterates[l + k].dual[frame], rtol=0, atol=1e-9)
@@ -55,10 +54,10 @@ def test_the_curve_is_that_of_the_plain_loop(theta, dtype, monkeypatch):
     x[4] = ETA * torch.sign(x[4])  # a trivial frame
     K = operator.detach()
     algorithm = chambolle_pock(K, radius=ETA, extrapolation=theta)
-    assert trivial(algorithm.problem, x).any()
+    assert algorithm.problem.trivial(x).any()
     grid = [1, 2, 50, 199, 200, 201, 1000, 5000]
     left = []
-    monkeypatch.setattr(inference, "later", lambda *a: (left.append(1), later(*a))[1])
+    monkeypatch.setattr(inference, "iterates_after", lambda *a: (left.append(1), iterates_after(*a))[1])
     errors, gaps = inference.error_curve(algorithm, K, truth, x, grid, batch_size=4)
     iterates = list(islice(algorithm.iterates(K, x), grid[-1]))
     expected = np.stack([(iterates[l - 1].primal - truth).square().mean(dim=1).numpy() for l in grid])

@@ -16,7 +16,7 @@ import pdunroll
 from conftest import command
 from pdunroll.errors import InputError
 from pdunroll.restore import operator_file as operators
-from pdunroll.restore.grid import find, mid_rise
+from pdunroll.restore.grid import infer_grid, mid_rise
 from pdunroll.restore.recordings import Distortion, storable
 
 n = 32  # of the operator that most tests use: the shipped one takes ten times as long
@@ -75,7 +75,7 @@ CELLS = [
 def test_cells_are_found(kind, bits, scale, storage):
     x, centre = (scale * part for part in ladder(kind, sound(20_000) * 0.97, bits))
     held = x.astype(np.float32).astype(float) if storage == "float32" else np.rint(x * 32767) / 32768
-    grid = find(*np.unique(held, return_counts=True), 2.0**-15)
+    grid = infer_grid(*np.unique(held, return_counts=True), 2.0**-15)
     assert grid.kind == kind
     assert grid.step == pytest.approx(scale * 2.0 ** (1 - bits), rel=1e-3 if storage == "int16" else 1e-6)
     tolerance = 2.0**-15 if storage == "int16" else 1e-6
@@ -84,7 +84,7 @@ def test_cells_are_found(kind, bits, scale, storage):
 
 def test_full_scale_cells_are_exact():
     held = np.rint(pdunroll.quantize(sound(5000), 4) * 32767) / 32768  # 2047.9 is stored as 2048
-    grid = find(*np.unique(held, return_counts=True), 2.0**-15)
+    grid = infer_grid(*np.unique(held, return_counts=True), 2.0**-15)
     assert "4-bit" in str(grid)
     assert set(grid.centres(held)) <= set(mid_rise(4).centres(np.linspace(-1, 1, 99)))
 
@@ -93,36 +93,36 @@ def test_levels_that_do_not_occur_are_bridged():
     step = 0.1234
     for numbers in ([-0.5, 2.5], [-4.5, 0.5, 3.5], [-9.5, -3.5, -0.5, 1.5, 14.5]):
         levels = step * np.array(numbers)
-        grid = find(levels, np.ones(len(levels)), 1e-9)
+        grid = infer_grid(levels, np.ones(len(levels)), 1e-9)
         np.testing.assert_allclose(grid.centres(levels), levels, atol=1e-9)
         parts = (step * np.diff(numbers)).min() / grid.step
         assert parts == pytest.approx(round(parts))
-    grid = find(step * np.array([-2.5, -0.5, 1.5, 2.5, 5.5]), np.ones(5), 2.0**-15)
+    grid = infer_grid(step * np.array([-2.5, -0.5, 1.5, 2.5, 5.5]), np.ones(5), 2.0**-15)
     assert (grid.kind, grid.count) == ("mid-rise", 9)
     assert grid.step == pytest.approx(step)
 
 
 def test_shifted_levels_are_the_middles_of_their_cells():
     held = pdunroll.quantize(sound(5000), 4) * 0.9 + 0.0171
-    grid = find(*np.unique(held, return_counts=True), 2.0**-15)
+    grid = infer_grid(*np.unique(held, return_counts=True), 2.0**-15)
     assert grid.kind == "shifted"
     np.testing.assert_allclose(grid.centres(held), held, atol=1e-9)
 
 
 def test_digital_silence_does_not_make_cut_off_levels_rounded():
     x = ladder("cut off", np.append(np.zeros(30_000), sound(5000)), 4)[0]
-    assert find(*np.unique(x, return_counts=True), 2.0**-15).kind == "cut off"
+    assert infer_grid(*np.unique(x, return_counts=True), 2.0**-15).kind == "cut off"
 
 
 def test_what_has_no_levels_has_no_grid():
     generator = np.random.default_rng(0)
     for count in (1, 2, 3, 5, 50, 3000):
         values = np.unique(generator.integers(-30_000, 30_000, count)) / 32768 + (0.0001 if count < 3 else 0.0)
-        assert find(values, np.ones(len(values)), 2.0**-15) is None
+        assert infer_grid(values, np.ones(len(values)), 2.0**-15) is None
         values = np.unique(generator.uniform(-1, 1, count).astype(np.float32)).astype(float)
-        assert find(values, np.ones(len(values)), 2.0**-15) is None
+        assert infer_grid(values, np.ones(len(values)), 2.0**-15) is None
     companded = np.sign(np.arange(-15.5, 16)) * 2.0 ** (np.abs(np.arange(-15.5, 16)) / 2 - 8)  # levels, not even ones
-    assert find(companded, np.ones(32), 2.0**-15) is None
+    assert infer_grid(companded, np.ones(32), 2.0**-15) is None
 
 
 def test_given_bits_are_the_quantizer():
@@ -137,7 +137,7 @@ def test_storage_does_not_leave_the_cells(tmp_path, bits, name):
     x = pdunroll.quantize(np.random.default_rng(0).uniform(-1, 1, (3000, 2)), bits)
     scaled = x * 0.7717  # borders that no format holds
     step = 0.7717 * 2.0 ** (1 - bits)
-    grid = find(*np.unique(scaled, return_counts=True), 1e-9)
+    grid = infer_grid(*np.unique(scaled, return_counts=True), 1e-9)
     border = scaled + np.random.default_rng(1).choice([-0.5, 0.5], x.shape) * step
     subtype = {"a.wav": "FLOAT", "a.flac": "PCM_24"}[name]
     soundfile.write(tmp_path / name, storable(scaled, [grid, grid], border, subtype), 8000, subtype=subtype)

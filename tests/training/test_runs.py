@@ -226,8 +226,8 @@ def edited(path: Path, old: str, new: str) -> None:
     ("old", "new"),
     [
         ('"""Uniform mid-rise', '"""Uniform and otherwise mid-rise'),
-        ('    """Half the width', '    """Wholly half the width'),
-        ('    """Half the width', '    # a comment\n\n    """Half the width'),
+        ('    """Return half the width', '    """Return wholly half the width'),
+        ('    """Return half the width', '    # a comment\n\n    """Return half the width'),
         ("    return (2.0 * codes", "    # a comment\n\n    return (2.0 * codes"),
         (
             "(2.0 * codes + 1.0) * radius(bits) - 1.0",

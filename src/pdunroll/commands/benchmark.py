@@ -88,14 +88,13 @@ def problem(config: Config, count: int) -> Problem:
     import torch
 
     from pdunroll.core.problem import Dequantization, dct_operator
-    from pdunroll.core.solve import trivial
     from pdunroll.speech.frames import load
     from pdunroll.speech.quantizer import radius
 
     half_step = radius(config.data.bits)
     test = load(config.prepared, "test")
     truth, observation = torch.from_numpy(test.truth), torch.from_numpy(test.observation)
-    hard = (~trivial(Dequantization(half_step), observation)).nonzero()[:, 0]
+    hard = (~Dequantization(half_step).trivial(observation)).nonzero()[:, 0]
     chosen = hard.repeat(-(-count // len(hard)))[:count]
     operator = dct_operator(*config.shape)
     return Problem(operator.requires_grad_(), truth[chosen], observation[chosen], half_step, config.network.step_norm)

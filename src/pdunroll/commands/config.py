@@ -217,7 +217,7 @@ class Config:
     retrain: bool = False  # train finished runs again that were made by other code of pdunroll
     data: Data = MISSING
     backprop: dict[str, Any] = MISSING
-    algorithm: dict[str, Any] = MISSING  # a pdunroll.core.solve.Algorithm, for certified optima
+    algorithm: dict[str, Any] = MISSING  # a pdunroll.Algorithm, for certified optima
     network: Network = field(default_factory=Network)
     optimization: Optimization = field(default_factory=Optimization)
     trainer: Trainer = MISSING

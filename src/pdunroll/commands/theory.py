@@ -42,8 +42,7 @@ def measure(config: Config) -> None:
 
     from pdunroll.core.chambolle_pock import chambolle_pock
     from pdunroll.core.problem import Dequantization
-    from pdunroll.core.solve import trivial
-    from pdunroll.evaluation import limit as limits
+    from pdunroll.evaluation import theory as limits
     from pdunroll.files import write_table
     from pdunroll.report.theory import draw
     from pdunroll.speech.frames import load
@@ -56,7 +55,7 @@ def measure(config: Config) -> None:
     order = np.random.default_rng(options.seed).permutation(len(test.truth))[: options.count_frames]
     truth, observation = (torch.from_numpy(array[order]).double() for array in (test.truth, test.observation))
     half_step = radius(config.data.bits)
-    hard = (~trivial(Dequantization(half_step), observation)).nonzero()[:, 0]
+    hard = (~Dequantization(half_step).trivial(observation)).nonzero()[:, 0]
     if len(hard) < options.frames:
         raise InputError(
             f"theory.frames={options.frames} nontrivial frames are wanted, but among theory.count_frames="

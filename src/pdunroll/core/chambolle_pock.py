@@ -17,12 +17,12 @@ from scipy.linalg import blas, eigh
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
-from pdunroll.core.problem import Dequantization, PrimalMask, dual_mask
+from pdunroll.core.problem import Dequantization, Masks, PrimalMask, dual_mask
 from pdunroll.errors import InputError, require_choice, require_positive
 
 
 class Iterate(NamedTuple):
-    """What one iteration l of Algorithm 1 leaves behind."""
+    """The result of one iteration l of Algorithm 1."""
 
     z_dual: Tensor  # z_D^l   (B, m), the argument of the dual prox
     dual: Tensor  # psi^l   (B, m)
@@ -32,32 +32,41 @@ class Iterate(NamedTuple):
 
 
 class Adjoint(NamedTuple):
-    """What one iteration l of Algorithm 2 leaves behind."""
+    """The result of one iteration l of Algorithm 2."""
 
     primal: Tensor  # delta_P^l     (B, n)
     dual: Tensor  # delta_D^l     (B, m)
     dual_bar: Tensor  # deltabar_D^l  (B, m)
 
 
-class Masks(NamedTuple):
-    """The diagonals of the Jacobians of both proximal operators, as booleans: which entries of psi and y are free."""
-
-    dual: Tensor  # (B, m)
-    primal: Tensor  # (B, n)
-
-
 @dataclass(frozen=True)
 class ChambollePock:
-    """Algorithms 1 and 2 with fixed step sizes; needs sigma tau ||K||_2^2 < 1 and theta in [0, 1]."""
+    """Algorithms 1 and 2 with fixed step sizes.
+
+    Attributes:
+        problem: the lower-level problem, with both proximal operators.
+        sigma: the dual step size; sigma tau ||K||_2^2 < 1 makes the iterates converge.
+        tau: the primal step size.
+        theta: the extrapolation, in [0, 1].
+
+    Example:
+        >>> import torch
+        >>> from pdunroll.core.chambolle_pock import ChambollePock
+        >>> from pdunroll.core.problem import Dequantization
+        >>> algorithm = ChambollePock(Dequantization(radius=0.25), sigma=0.5, tau=0.5, theta=1.0)
+        >>> K, x = torch.eye(2), torch.tensor([[0.0, 0.5]])
+        >>> algorithm.step(K, x, algorithm.start(K, x)).primal
+        tensor([[0.0000, 0.3750]])
+    """
 
     problem: Dequantization
-    sigma: float  # dual step size
-    tau: float  # primal step size
-    theta: float  # extrapolation
+    sigma: float
+    tau: float
+    theta: float
 
     @staticmethod
     def start(K: Tensor, x: Tensor) -> Iterate:
-        """Return where Algorithm 1 starts: psi^0 = 0, y^0 = ybar^0 = x; K (m, n), x (B, n)."""
+        """Return the start of Algorithm 1, psi^0 = 0 and y^0 = ybar^0 = x, for K (m, n) and x (B, n)."""
         dual = x.new_zeros(len(x), len(K))
         return Iterate(dual, dual, x, x, x)
 
@@ -78,17 +87,17 @@ class ChambollePock:
 
     @staticmethod
     def masks(s: Iterate, x: Tensor, mask: PrimalMask) -> Masks:
-        """Return the Jacobians' diagonals at an iterate."""
+        """Return the Jacobians' diagonals at an iterate, with this one of the primal prox."""
         return Masks(dual_mask(s.z_dual), mask.of(s.z_primal, x))
 
     @staticmethod
     def adjoint_start(K: Tensor, grad: Tensor) -> Adjoint:
-        """Return where Algorithm 2 starts: delta_P = grad, the gradient at y^L (B, n), and delta_D = 0."""
+        """Return the start of Algorithm 2: delta_P = grad, the gradient at y^L (B, n), and delta_D = 0."""
         dual = grad.new_zeros(len(grad), len(K))
         return Adjoint(grad, dual, dual)
 
     def adjoint_step(self, K: Tensor, masks: Masks, d: Adjoint) -> Adjoint:
-        """Return the step before `d`: one iteration of Algorithm 2, with the masks of that iteration."""
+        """Return the adjoint of the iteration before `d`: one iteration of Algorithm 2, with the masks of that one."""
         primal = masks.primal * (d.primal + self.sigma * d.dual_bar @ K)  # (1)
         dual = masks.dual * (d.dual - self.tau * primal @ K.T)  # (2)
         return Adjoint(primal, dual, dual + self.theta * (dual - d.dual))  # (3)
@@ -102,11 +111,27 @@ def chambolle_pock(
     extrapolation: float = 1.0,
     step_norm: str = "frobenius",
 ) -> ChambollePock:
-    """Return Chambolle-Pock for `operator` (m, n) with the step sizes of the paper's experiments.
+    """Return Chambolle-Pock for an operator, with the step sizes of the paper's experiments.
 
-    sigma = step_ratio * 0.99 / ||K|| and tau = 0.99 / (step_ratio * ||K||), where `step_norm` says which norm of K
-    that is (see `STEP_NORMS`). With both, sigma tau ||K||_2^2 <= 0.99^2 < 1. Raises `InputError` for settings out of
-    range or an operator without a norm.
+    With both norms, sigma tau ||K||_2^2 <= 0.99^2 < 1.
+
+    Args:
+        operator: K, (m, n), float32 or float64.
+        radius: half a quantization step, > 0.
+        step_ratio: sigma = step_ratio * 0.99 / ||K|| and tau = 0.99 / (step_ratio * ||K||); > 0.
+        extrapolation: theta in [0, 1].
+        step_norm: the norm ||K||, "frobenius" or "spectral" (see `STEP_NORMS`).
+
+    Raises:
+        InputError: for settings out of range, for an operator that is zero, not finite or no matrix, and for step sizes
+            out of the range of its dtype.
+
+    Example:
+        >>> import torch
+        >>> from pdunroll.core.chambolle_pock import chambolle_pock
+        >>> algorithm = chambolle_pock(2 * torch.eye(4), radius=1 / 16, step_ratio=10.0, step_norm="spectral")
+        >>> algorithm.sigma, algorithm.tau
+        (4.95, 0.0495)
     """
     require_positive("step_ratio", step_ratio)
     require_choice("step_norm", step_norm, tuple(STEP_NORMS))
@@ -117,8 +142,8 @@ def chambolle_pock(
     if norm == 0.0:
         raise InputError("the operator is zero: its step sizes are not defined; start from another one")
     sigma, tau = step_ratio * 0.99 / norm, 0.99 / (step_ratio * norm)
-    held = torch.finfo(operator.dtype)
-    if not held.tiny <= min(sigma, tau) <= max(sigma, tau) <= held.max:
+    limits = torch.finfo(operator.dtype)
+    if not limits.tiny <= min(sigma, tau) <= max(sigma, tau) <= limits.max:
         raise InputError(
             f"the operator's norm {norm:g} and step_ratio {step_ratio:g} make step sizes {sigma:g} and {tau:g}, out of "
             f"the range of {operator.dtype}; scale the operator"
@@ -128,20 +153,21 @@ def chambolle_pock(
 
 @cache
 def blas_threads() -> ThreadpoolController:
-    """The thread pools of the libraries that are loaded, SciPy's BLAS among them."""
+    """Return the thread pools of the libraries that are loaded, SciPy's BLAS among them."""
     return ThreadpoolController()
 
 
 def largest_entry(matrix: Tensor) -> float:
-    """In absolute value, by one pass over the matrix; NaN if it has one."""
+    """Return the largest entry in absolute value, NaN if there is a NaN; in one pass over the matrix."""
     low, high = matrix.detach().aminmax()
     return max(float(high), -float(low))
 
 
 def magnitude(matrix: Tensor) -> float:
-    """The power of two at or below the largest entry in absolute value; 1/2 for a matrix of zeros.
+    """Return the power of two at or below the largest entry in absolute value; 1/2 for a matrix of zeros.
 
-    Raises `InputError` for what is no matrix and for entries that are not finite.
+    Raises:
+        InputError: for what is no matrix and for entries that are not finite.
     """
     if matrix.ndim != 2 or 0 in matrix.shape:
         raise InputError(f"the operator must be a matrix (m, n), m and n at least 1, got shape {tuple(matrix.shape)}")
@@ -151,35 +177,56 @@ def magnitude(matrix: Tensor) -> float:
 
 
 def spectral_norm(operator: Tensor) -> float:
-    """||K||_2 to float64 rounding, at about a third of the price of singular values.
+    """Return ||K||_2 to float64 rounding, in about a third of the time of singular values.
 
-    The root of the largest eigenvalue of the smaller Gram matrix. Squaring costs no accuracy at the upper end
-    of the spectrum, and LAPACK is asked for that one eigenvalue only (reduction to tridiagonal form, then
-    bisection), so the result is never an underestimate as those of power or Lanczos iterations are.
-    Raises `InputError` as `magnitude`.
+    It is the root of the largest eigenvalue of the smaller Gram matrix. Squaring costs no accuracy at the upper end
+    of the spectrum, and LAPACK computes that one eigenvalue only (by reduction to tridiagonal form and bisection), so
+    that the result is never an underestimate, as those of power or Lanczos iterations are.
+
+    Args:
+        operator: K, (m, n).
+
+    Raises:
+        InputError: for what is no matrix and for entries that are not finite.
+
+    Example:
+        >>> import torch
+        >>> from pdunroll.core.chambolle_pock import frobenius_norm, spectral_norm
+        >>> K = torch.tensor([[3.0, 0.0], [0.0, 4.0]])
+        >>> round(spectral_norm(K), 12), frobenius_norm(K)
+        (4.0, 5.0)
     """
     scale = magnitude(operator)  # squares of entries near 1 neither overflow nor vanish
     matrix = operator.detach().to("cpu", torch.float64).contiguous()
-    transposed = (matrix / scale).numpy().T  # (n, m) as LAPACK has matrices, without a copy
+    transposed = (matrix / scale).numpy().T  # (n, m) in LAPACK's column-major layout, without a copy
     m, n = matrix.shape
-    with blas_threads().limit(limits=1):  # more only wait for each other, for a second where the machine is busy
-        gram = blas.dsyrk(1.0, transposed, trans=int(m < n), lower=1)  # lower triangle of K^T K, or of K K^T if m < n
+    with blas_threads().limit(
+        limits=1
+    ):  # several threads would only wait for each other, up to a second on a busy machine
+        # the lower triangle of K^T K, or of K K^T if m < n
+        gram = blas.dsyrk(1.0, transposed, trans=int(m < n), lower=1)  # pyright: ignore[reportAttributeAccessIssue]
         last = len(gram) - 1
         (largest,) = eigh(gram, eigvals_only=True, subset_by_index=[last, last], check_finite=False, overwrite_a=True)
     return scale * max(float(largest), 0.0) ** 0.5
 
 
-SAFE = 1e-15, 1e15  # sums of squares of numbers with such a norm neither overflow nor vanish, in float32 either
+SAFE_NORMS = 1e-15, 1e15  # sums of squares of entries with norms in this range neither overflow nor vanish in float32
 
 
 def frobenius_norm(operator: Tensor) -> float:
     """Return ||K||_F, the root of the sum of squares (of each row in the operator's dtype, then in float64).
 
-    It is at least ||K||_2 and at most min(m, n)^{1/2} times as large. Raises `InputError` as `magnitude`.
+    It is at least ||K||_2 and at most min(m, n)^{1/2} times as large.
+
+    Args:
+        operator: K, (m, n).
+
+    Raises:
+        InputError: for what is no matrix and for entries that are not finite.
     """
     matrix = operator.detach()
     norm = _root_of_squares(matrix) if matrix.ndim == 2 else 0.0
-    if SAFE[0] < norm < SAFE[1]:
+    if SAFE_NORMS[0] < norm < SAFE_NORMS[1]:
         return norm
     scale = magnitude(matrix)
     return scale * _root_of_squares(matrix / scale)

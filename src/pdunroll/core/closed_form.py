@@ -1,4 +1,4 @@
-"""Algorithm 1 in closed form, once the masks of a frame have settled for good at a vertex.
+"""Algorithm 1 in closed form, once the masks of a frame are those of a vertex and change no more.
 
 Let Ktilde = U diag(s) V^T be the free rows and columns of K, y* and psi* the vertex. In the coordinates
 a = V^T (y - y*), b = U^T (psi - psi*) of the free entries the iteration (theta = 1) splits into one recursion a mode,
@@ -9,12 +9,13 @@ hence, with q = sigma tau s^2 and 0 < q < 1,
 
     a^{l+k} = (1 - q)^{k/2} (alpha cos k phi + beta sin k phi),    cos phi = (1 - q)^{1/2}:
 
-a damped oscillation, of rate (1 - sigma tau s_min^2)^{1/2} at worst. That the masks stay follows from the energy
+a damped oscillation, of rate (1 - sigma tau s_min^2)^{1/2} at worst. The masks are final if the energy
 
     E = (a^{l-1})^2 / tau + (b^l)^2 / sigma - 2 s a^{l-1} b^l
 
-of each mode, which does not grow (Chambolle-Pock is nonexpansive in this norm): it bounds how far any entry can still
-get from its value at the vertex. Where that is less than its distance to the border of its mask, the mask is settled.
+of each mode is small enough. It does not grow, since Chambolle-Pock is nonexpansive in this norm, and bounds how far
+any entry can still get from its value at the vertex. A mask is final where this bound is less than the distance of the
+entry to the border of the mask.
 """
 
 from __future__ import annotations
@@ -24,32 +25,38 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pdunroll.core.chambolle_pock import ChambollePock, Masks
+from pdunroll.core.chambolle_pock import ChambollePock
+from pdunroll.core.problem import Masks
 
 
 class Vertex(NamedTuple):
     """A vertex that is optimal for one frame, and how far its entries are from changing their masks."""
 
-    rows: Tensor  # free rows of K, numbers
-    columns: Tensor  # free columns
+    rows: Tensor  # numbers of the free rows of K
+    columns: Tensor  # numbers of the free columns
     left: Tensor  # U
     values: Tensor  # s, descending
     right: Tensor  # V
     primal: Tensor  # y*    (n,)
     dual: Tensor  # psi*  (m,)
-    slack_dual: Tensor  # distance to the border: of free psi, then of fixed y, which psi holds
+    slack_dual: Tensor  # distances to the border of a mask: of free psi, then of fixed y, which K^T psi holds there
     reach_dual: Tensor  # (entries of slack_dual, modes): how far a unit of each b moves them
-    slack_primal: Tensor  # of free y, then of fixed psi, which y holds
+    slack_primal: Tensor  # distances to the border: of free y, then of fixed psi, which K y holds there
     reach_primal: Tensor  # (entries of slack_primal, modes): how far a unit of each a moves them
 
 
 def vertex(
     algorithm: ChambollePock, operator: Tensor, observation: Tensor, free: Masks, primal: Tensor, dual: Tensor
 ) -> Vertex | None:
-    """The vertex of one frame's masks, if there is one and it is the optimum, strictly inside its masks.
+    """Return the vertex of one frame's masks if it exists and is the optimum, strictly inside its masks.
 
-    operator (m, n), observation (n,), the free entries as boolean masks; primal and dual of the current iterate give
-    the values of the fixed entries. All in float64.
+    Args:
+        algorithm: Chambolle-Pock with the problem and its step sizes.
+        operator: K, (m, n), in float64 as all others.
+        observation: x, (n,).
+        free: which entries of psi (m,) and y (n,) are free, as booleans.
+        primal: y of the current iterate, (n,), which gives the values of the fixed entries.
+        dual: psi of the current iterate, (m,), likewise.
     """
     rows, columns = free.dual.nonzero()[:, 0], free.primal.nonzero()[:, 0]
     if len(rows) != len(columns) or len(rows) == 0:
@@ -76,8 +83,16 @@ def vertex(
     )
 
 
-def stays(algorithm: ChambollePock, at: Vertex, previous: Tensor, primal: Tensor, dual: Tensor) -> bool:
-    """Whether no mask of a frame can change any more, given y^{l-1} (n,), y^l (n,) and psi^l (m,)."""
+def masks_are_final(algorithm: ChambollePock, at: Vertex, previous: Tensor, primal: Tensor, dual: Tensor) -> bool:
+    """Return whether no mask of a frame can change any more.
+
+    Args:
+        algorithm: Chambolle-Pock with theta = 1.
+        at: the vertex of the frame's masks.
+        previous: y^{l-1}, (n,).
+        primal: y^l, (n,).
+        dual: psi^l, (m,).
+    """
     for latest in (previous, primal):
         moved = latest - at.primal
         moved[at.columns] = 0.0
@@ -92,10 +107,18 @@ def stays(algorithm: ChambollePock, at: Vertex, previous: Tensor, primal: Tensor
     return bool(inside_dual.all() and inside_primal.all())
 
 
-def later(
+def iterates_after(
     algorithm: ChambollePock, at: Vertex, previous: Tensor, primal: Tensor, steps: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """y^{l+k} and psi^{l+k} for each k >= 1 of `steps` (k,): (k, n) and (k, m)."""
+    """Return the iterates y^{l+k}, (len(steps), n), and psi^{l+k}, (len(steps), m), if the masks are final.
+
+    Args:
+        algorithm: Chambolle-Pock with theta = 1.
+        at: the vertex of the frame's masks.
+        previous: y^{l-1}, (n,).
+        primal: y^l, (n,).
+        steps: the numbers k >= 1.
+    """
     q = algorithm.sigma * algorithm.tau * at.values.square()
     rate, phi = (1.0 - q).sqrt(), q.sqrt().arcsin()
     before, now = (at.right.T @ (y - at.primal)[at.columns] for y in (previous, primal))

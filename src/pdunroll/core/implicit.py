@@ -12,38 +12,54 @@ solve is ours. It agrees with differentiating K[D, :] y = 0 at the vertex.
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from pdunroll.core.chambolle_pock import ChambollePock, Masks
+from pdunroll.core.chambolle_pock import Iterate
 from pdunroll.core.engine import Engine
 from pdunroll.core.gradients import Backprop
-from pdunroll.core.solve import Point, RestartedHalpern, duality_gap, free, gathered, lu_factors, polish, solve, trivial
+from pdunroll.core.polish import lu_factors, polish, reduced_operator
+from pdunroll.core.problem import Dequantization, Masks
+from pdunroll.core.solve import solve
 from pdunroll.errors import InputError, require_integer, require_positive
 
 
 @dataclass(frozen=True, kw_only=True)
 class Implicit(Backprop):
-    """The limit gradient at the last iterate; no backward iterations, memory independent of L.
+    """The limit of the gradient for L -> infinity, by one linear solve per frame.
 
-    Trivial frames (0 is feasible, so y* = 0) are not iterated and add nothing to the gradient. Degenerate ones, where
-    Ktilde is not square or singular, get the least-squares lambda of minimum norm.
+    With Ktilde the free rows D and free columns P of K at the optimum (y*, psi*), the limit is
 
-    Args:
-        polished: replace an iterate by the vertex of its masks where that has the smaller duality gap.
-        tolerance: do not stop after L iterations, but solve each frame to this relative duality gap, in at most
-            `max_iterations` iterations of restarted Halpern.
+        grad_K = -lambda (y*)^T,    Ktilde^T lambda = (grad_y loss)_P,    lambda = 0 outside of D.
 
-    `counts` holds how many trivial, vertex and degenerate frames there have been.
+    There are no backward iterations, and the memory does not depend on L. Where Ktilde is not square or is singular (a
+    degenerate frame), lambda is the least-squares solution of minimum norm. Frames with y* = 0 are not iterated and add
+    nothing to the gradient.
+
+    Attributes:
+        polished: replace y^L by the vertex of its masks where that has the smaller duality gap.
+        tolerance: if given, solve each frame to this relative duality gap instead of running L iterations.
+        max_iterations: of this solve, >= 1.
+
+    Raises:
+        InputError: for settings out of range, and for a `primal_mask` other than "active_set", which has no limit.
+
+    Example:
+        >>> import pdunroll, torch
+        >>> operator, x = torch.eye(2, requires_grad=True), torch.tensor([[0.5, 0.1]])
+        >>> y = pdunroll.unroll(operator, x, radius=0.2, iterations=100, backprop=pdunroll.Implicit())
+        >>> y.allclose(torch.tensor([[0.3, 0.0]]))
+        True
+        >>> y.sum().backward()
+        >>> operator.grad.allclose(torch.tensor([[0.0, 0.0], [-0.3, 0.0]]))  # only the second row is free
+        True
     """
 
     polished: bool = False
     tolerance: float | None = None
     max_iterations: int = 20_000
-    counts: Counter[str] = field(default_factory=Counter, init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -53,84 +69,85 @@ class Implicit(Backprop):
         if self.primal_mask != "active_set":
             raise InputError(f"Implicit needs primal_mask=active_set, got {self.primal_mask!r}: others have no limit")
 
-    def forward(self, engine, operator, observation, iterations):
-        algorithm = engine.algorithm
-        easy = trivial(algorithm.problem, observation)
-        x = observation[~easy]
-        primal = torch.zeros_like(observation)
+    def forward(self, engine: Engine, K: Tensor, x: Tensor, iterations: int) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return y^L or y* (B, n), with y = 0 of the trivial frames, and what `gradient` needs of the others."""
+        nontrivial = ~engine.algorithm.problem.trivial(x)
+        primal, frames = torch.zeros_like(x), x[nontrivial]
         masks = Masks(
-            observation.new_zeros(len(x), len(operator), dtype=torch.bool), torch.zeros_like(x, dtype=torch.bool)
+            frames.new_zeros(len(frames), len(K), dtype=torch.bool), torch.zeros_like(frames, dtype=torch.bool)
         )
-        if len(x):
+        if len(frames):
             if self.tolerance is None:
-                primal[~easy], masks = self._iterate(engine, operator, x, iterations)
+                primal[nontrivial], masks = self._iterate(engine, K, frames, iterations)
             else:
-                primal[~easy], masks = self._solve(algorithm, operator, x)
-        return primal, (primal[~easy], masks.dual, masks.primal, ~easy)
+                primal[nontrivial], masks = self._solve(engine.algorithm.problem, K, frames, self.tolerance)
+        return primal, (primal[nontrivial], *masks, nontrivial)
 
-    def _iterate(self, engine: Engine, operator: Tensor, x: Tensor, iterations: int) -> tuple[Tensor, Masks]:
-        algorithm = engine.algorithm
-        iterate = engine.iterate(operator, x, iterations)
-        masks = free(algorithm.problem, Point(*iterate[:4]), x)
-        if not self.polished:
-            return iterate.primal, masks
-        K, wide = operator.double(), x.double()
-        point = Point(*(part.double() for part in iterate[:4]))
-        vertex, dual, found = polish(algorithm.problem, K, wide, point)
-        better = found & (
-            duality_gap(algorithm.problem, K, wide, vertex, dual)
-            < duality_gap(algorithm.problem, K, wide, point.primal, point.dual)
-        )
-        return torch.where(better[:, None], vertex.to(x.dtype), iterate.primal), masks
+    def _iterate(self, engine: Engine, K: Tensor, x: Tensor, iterations: int) -> tuple[Tensor, Masks]:
+        problem, iterate = engine.algorithm.problem, engine.iterate(K, x, iterations)
+        masks = problem.free_masks(iterate.z_dual, iterate.z_primal, x)
+        return _polished(problem, K, x, iterate) if self.polished else iterate.primal, masks
 
-    def _solve(self, algorithm: ChambollePock, operator: Tensor, x: Tensor) -> tuple[Tensor, Masks]:
-        radius = algorithm.problem.radius
+    def _solve(self, problem: Dequantization, K: Tensor, x: Tensor, tolerance: float) -> tuple[Tensor, Masks]:
         found = solve(
-            operator.double(), x.double(), radius=radius, tolerance=self.tolerance,
-            max_iterations=self.max_iterations, algorithm=RestartedHalpern(),
-        )  # fmt: skip
-        # fixed entries lie on the border but for rounding, since projections put them there
-        inside = 1 - 1e-9
-        masks = Masks(found.dual.abs() < inside, (found.primal - x).abs() < inside * radius)
-        return found.primal.to(x.dtype), masks
+            K.double(), x.double(), radius=problem.radius, tolerance=tolerance, max_iterations=self.max_iterations
+        )
+        return found.primal.to(x.dtype), problem.interior_masks(found.primal, found.dual, x)
 
-    def gradient(self, engine, operator, kept, iterations, grad):
-        primal, dual_free, primal_free, hard = kept
-        masks = Masks(dual_free, primal_free)
-        multiplier, vertex = multipliers(operator.double(), masks, grad[hard].double())
-        self.counts.update(trivial=int((~hard).sum()), vertex=int(vertex.sum()), degenerate=int((~vertex).sum()))
-        return -(multiplier.T @ primal.double()).to(operator.dtype)
+    def gradient(self, engine: Engine, K: Tensor, kept: tuple[Tensor, ...], iterations: int, grad: Tensor) -> Tensor:
+        """Return the limit gradient, (m, n)."""
+        primal, dual_mask, primal_mask, nontrivial = kept
+        multiplier, _ = multipliers(K.double(), Masks(dual_mask, primal_mask), grad[nontrivial].double())
+        return -(multiplier.T @ primal.double()).to(K.dtype)
+
+
+def _polished(problem: Dequantization, K: Tensor, x: Tensor, iterate: Iterate) -> Tensor:
+    """Return y^L, or the vertex of its masks where that has the smaller gap; computed in float64."""
+    operator64, x64 = K.double(), x.double()
+    z_dual, dual, z_primal, primal, _ = (part.double() for part in iterate)
+    masks = problem.free_masks(z_dual, z_primal, x64)
+    vertex_primal, vertex_dual, exists = polish(problem, operator64, x64, masks, primal, dual)
+    vertex_gap = problem.duality_gap(operator64, x64, vertex_primal, vertex_dual)
+    better = exists & (vertex_gap < problem.duality_gap(operator64, x64, primal, dual))
+    return torch.where(better[:, None], vertex_primal.to(x.dtype), iterate.primal)
 
 
 def multipliers(operator: Tensor, masks: Masks, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """lambda with Ktilde^T lambda = grad_P: (B, m), zero on fixed rows, and which frames are vertices, (B,).
+    """Return lambda with Ktilde^T lambda = grad_P of each frame, and which frames are vertices.
 
-    Least squares of minimum norm where there is no or no unique solution.
+    Where there is no solution, or more than one, lambda is the least-squares solution of minimum norm.
+
+    Args:
+        operator: K, (m, n).
+        masks: the free entries of psi (B, m) and y (B, n).
+        grad: the gradient of the loss at y, (B, n).
+
+    Returns:
+        lambda, (B, m), zero in fixed rows, and whether Ktilde is square and regular, (B,).
     """
     multiplier = grad.new_zeros(len(grad), len(operator))
     if not len(grad):
         return multiplier, torch.zeros(0, dtype=torch.bool, device=grad.device)
-    block, rows, columns, vertex = gathered(operator, masks)
-    in_rows, in_columns = masks.dual.gather(1, rows), masks.primal.gather(1, columns)
-    right = grad.gather(1, columns) * in_columns
+    matrix, rows, columns, row_is_free, column_is_free, vertex = reduced_operator(operator, masks)
+    right = grad.gather(1, columns) * column_is_free
     square = vertex.nonzero()[:, 0]
-    factors, pivots, info = lu_factors(block[square])
+    factors, pivots, info = lu_factors(matrix[square])
     solution = torch.zeros_like(right)
     solution[square] = torch.linalg.lu_solve(factors, pivots, right[square, :, None], adjoint=True)[:, :, 0]
     regular = (info == 0) & solution[square].isfinite().all(dim=1)
     vertex = vertex.index_fill(0, square[~regular], False)
-    rest = (~vertex).nonzero()[:, 0]
-    if len(rest):
-        ktilde = block[rest] * (in_rows[rest, :, None] & in_columns[rest, None, :])
-        solution[rest] = least_squares(ktilde.mT, right[rest])
-    return multiplier.scatter(1, rows, solution * in_rows), vertex
+    degenerate = (~vertex).nonzero()[:, 0]
+    if len(degenerate):
+        ktilde = matrix[degenerate] * (row_is_free[degenerate, :, None] & column_is_free[degenerate, None, :])
+        solution[degenerate] = least_squares(ktilde.mT, right[degenerate])
+    return multiplier.scatter(1, rows, solution * row_is_free), vertex
 
 
 def least_squares(matrices: Tensor, right: Tensor) -> Tensor:
     """Return the solution of minimum norm of each least-squares problem; matrices (B, s, t), right (B, s) -> (B, t).
 
-    By the pseudoinverse: of the drivers of `torch.linalg.lstsq` for matrices that lack rank, "gelsy" reads pivots that
-    nobody has set, so that its result depends on what lay in memory (PyTorch issue 187411, open in 2.13), and "gelsd"
-    takes no right side with NaN.
+    Computed by the pseudoinverse, because the drivers of `torch.linalg.lstsq` for matrices without full rank fail: the
+    result of "gelsy" depends on uninitialized memory (PyTorch issue 187411, open in 2.13), and "gelsd" takes no right
+    side with NaN.
     """
     return torch.linalg.pinv(matrices, rtol=1e-10).matmul(right[:, :, None])[:, :, 0]

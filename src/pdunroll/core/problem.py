@@ -26,9 +26,31 @@ class Box(NamedTuple):
     upper: Tensor  # (B, n)
 
 
+class Masks(NamedTuple):
+    """The diagonals of the Jacobians of both proximal operators, as booleans: which entries of psi and y are free."""
+
+    dual: Tensor  # (B, m)
+    primal: Tensor  # (B, n)
+
+
 @dataclass(frozen=True)
 class Dequantization:
-    """The problem for one operator and one batch; `radius` is half a quantization step."""
+    """The lower-level problem: its proximal operators, their Jacobians, its objective and its duality gap.
+
+    Attributes:
+        radius: half a quantization step, > 0.
+
+    Raises:
+        InputError: for a radius that is no finite number above 0.
+
+    Example:
+        >>> import torch
+        >>> from pdunroll.core.problem import Dequantization
+        >>> problem = Dequantization(radius=0.25)
+        >>> x = torch.tensor([[0.0, 0.5]])
+        >>> problem.prox_primal(torch.tensor([[0.1, 1.0]]), problem.box(x))
+        tensor([[0.1000, 0.7500]])
+    """
 
     radius: float
 
@@ -36,11 +58,11 @@ class Dequantization:
         require_positive("radius", self.radius)
 
     def objective(self, operator: Tensor, primal: Tensor) -> Tensor:
-        """Return ||K y||_1 of each frame; primal (B, n) -> (B,)."""
+        """Return ||K y||_1 of each frame, (B,), for the operator K (m, n) and primal y (B, n)."""
         return (primal @ operator.T).abs().sum(dim=1)
 
     def prox_dual(self, z_dual: Tensor) -> Tensor:
-        """Return the prox of sigma F*: the projection onto {||psi||_inf <= 1}, whatever sigma."""
+        """Return the prox of sigma F* at z_D: the projection onto {||psi||_inf <= 1}, whatever sigma."""
         return torch.clamp(z_dual, -1.0, 1.0)
 
     def box(self, observation: Tensor) -> Box:
@@ -48,8 +70,43 @@ class Dequantization:
         return Box(observation - self.radius, observation + self.radius)
 
     def prox_primal(self, z_primal: Tensor, box: Box) -> Tensor:
-        """Return the prox of tau G(. - x): the projection onto the box, whatever tau."""
+        """Return the prox of tau G(. - x) at z_P: the projection onto the box, whatever tau."""
         return torch.clamp(z_primal, *box)
+
+    def free_masks(self, z_dual: Tensor, z_primal: Tensor, observation: Tensor) -> Masks:
+        """Return which entries of psi and y no projection holds, given the arguments of both proximal operators."""
+        return Masks(dual_mask(z_dual), active_set(self.radius).of(z_primal, observation))
+
+    def interior_masks(self, primal: Tensor, dual: Tensor, observation: Tensor) -> Masks:
+        """Return which entries of a feasible pair are strictly inside their bounds, up to rounding.
+
+        At an optimum these are the free entries, since projections put the others onto their bounds.
+        """
+        inside = 1 - 1e-9
+        return Masks(dual.abs() < inside, (primal - observation).abs() < inside * self.radius)
+
+    def trivial(self, observation: Tensor) -> Tensor:
+        """Return which frames have the optimum y* = 0, (B,): those where 0 is feasible."""
+        return (observation.abs() <= self.radius).all(dim=1)
+
+    def duality_gap(self, operator: Tensor, observation: Tensor, primal: Tensor, dual: Tensor) -> Tensor:
+        """Return the relative duality gap of feasible pairs, (B,), in closed form.
+
+            ||K y||_1 - (x^T K^T psi - radius ||K^T psi||_1), divided by ||K y||_1
+
+        The terms of the sum are all nonnegative, so that small gaps are not lost in the rounding of large numbers.
+
+        Args:
+            operator: K, (m, n).
+            observation: x, (B, n).
+            primal: y, (B, n), with ||y - x||_inf <= radius.
+            dual: psi, (B, m), with ||psi||_inf <= 1.
+        """
+        image, slope = primal @ operator.T, dual @ operator  # K y, K^T psi
+        absolute = (image.abs() - dual * image).sum(dim=1)
+        absolute += (self.radius * slope.abs() + slope * (primal - observation)).sum(dim=1)
+        objective = image.abs().sum(dim=1)
+        return absolute.clamp(min=0.0) / objective.clamp(min=torch.finfo(objective.dtype).tiny)
 
 
 class PrimalMask(NamedTuple):
@@ -83,12 +140,17 @@ def released(radius: float) -> PrimalMask:
     return PrimalMask(2.0, 1.0)
 
 
-# The two decide what training achieves.
+# The choice of the mask decides what training achieves (docs/departures.md).
 PRIMAL_MASKS: dict[str, Callable[[float], PrimalMask]] = {"active_set": active_set, "released": released}
 
 
-def require_problem(operator: object, observation: object) -> None:
-    """Raise `InputError` unless these are an operator (m, n) and finite frames (B, n), dense tensors on one device."""
+def require_problem(operator: Tensor, observation: Tensor) -> None:
+    """Raise `InputError` unless these are an operator and frames that fit together.
+
+    Args:
+        operator: K, (m, n), a dense tensor of float32 or float64. (`magnitude` and the norms check its entries.)
+        observation: x, (B, n), a dense tensor of float32 or float64 on the same device, all finite.
+    """
     for name, value in (("operator", operator), ("observation", observation)):
         if not isinstance(value, Tensor):
             raise InputError(f"{name} must be a tensor, got {type(value).__name__}; torch.from_numpy takes an array")
@@ -106,11 +168,27 @@ def require_problem(operator: object, observation: object) -> None:
 
 
 def dct_operator(rows: int, columns: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The orthonormal DCT-II as initial operator, (rows, columns) = (m, n).
+    """Return the orthonormal DCT-II, the initial operator of all trainings.
 
     With m != n it is the upper left block of the larger DCT: for m < n the m lowest frequencies (orthonormal
     rows), for m > n a tight frame (orthonormal columns). Its spectral norm is 1 in each case.
-    Raises `InputError` for sizes that are no integers above 0 and for a dtype that is no floating-point one of torch.
+
+    Args:
+        rows: m >= 1.
+        columns: n >= 1, the length of a frame in samples.
+        dtype: a floating-point dtype of torch.
+
+    Returns:
+        K, (m, n).
+
+    Raises:
+        InputError: for sizes that are no integers above 0 and for a dtype that is no floating-point one of torch.
+
+    Example:
+        >>> import pdunroll
+        >>> pdunroll.dct_operator(2, 2)
+        tensor([[ 0.7071,  0.7071],
+                [ 0.7071, -0.7071]])
     """
     require_integer("rows (m)", rows, 1)
     require_integer("columns (n)", columns, 1)
@@ -118,8 +196,8 @@ def dct_operator(rows: int, columns: int, dtype: torch.dtype = torch.float32) ->
         raise InputError(f"dtype must be a floating-point dtype of torch, got {shown(dtype)}")
     size = max(rows, columns)
     frequency, sample = np.arange(rows)[:, None], np.arange(columns)
-    # not by torch.cos: with several threads its first call in a process can be right to 8 digits only (PyTorch issue
-    # 188792, open in 2.13)
+    # NumPy's cosine, since the first call of torch.cos in a process with several threads can be right to 8 digits only
+    # (PyTorch issue 188792, open in 2.13)
     operator = np.cos(np.pi / size * (sample + 0.5) * frequency) * (2.0 / size) ** 0.5
     operator[0] *= 0.5**0.5
     return torch.from_numpy(operator).to(dtype)

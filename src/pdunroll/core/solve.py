@@ -2,26 +2,30 @@
 
     y* in argmin_y ||K y||_1   subject to   ||y - x||_inf <= radius
 
-An algorithm (strategy object) iterates the frames of a batch together. Each frame that its duality gap certifies leaves
-the batch. Since optima are vertices of a polytope as a rule, the masks of the proximal operators settle after finitely
-many iterations; from then on one linear solve gives the vertex itself (`polish`).
+An algorithm (`pdunroll.core.algorithms`) iterates the frames of a batch together. Every few iterations the loop here
+computes the duality gaps, tries the vertex of each frame whose masks have stopped changing (`pdunroll.core.polish`),
+and drops the frames that are certified.
 """
 
 from __future__ import annotations
 
 import warnings
-from abc import ABC, abstractmethod
-from collections.abc import Generator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from pdunroll.core.chambolle_pock import ChambollePock, Iterate, Masks, chambolle_pock, magnitude
+from pdunroll.core.algorithms import Algorithm, Point
+from pdunroll.core.chambolle_pock import chambolle_pock, magnitude
 from pdunroll.core.engine import engine_for
-from pdunroll.core.problem import Dequantization, active_set, dual_mask, require_problem
+from pdunroll.core.halpern import RestartedHalpern
+from pdunroll.core.polish import polish
+from pdunroll.core.problem import Dequantization, Masks, require_problem
 from pdunroll.errors import InputError, require_integer, require_positive, shown
+
+CHECK_EVERY = 25  # iterations between two checks of the gaps
+FLOAT32_ITERATIONS = 2000  # the first ones run in float32, twice as fast; gaps and vertices are computed in float64
 
 
 class Solution(NamedTuple):
@@ -31,208 +35,6 @@ class Solution(NamedTuple):
     dual: Tensor  # psi  (B, m), feasible
     gap: Tensor  # (B,) relative duality gap, float64
     iterations: Tensor  # (B,) iterations taken; 0 for trivial frames
-
-
-class Point(NamedTuple):
-    """A feasible primal-dual pair of an algorithm, with the arguments of the proximal operators that gave it."""
-
-    z_dual: Tensor  # (B, m)
-    dual: Tensor  # (B, m)
-    z_primal: Tensor  # (B, n)
-    primal: Tensor  # (B, n)
-
-
-def duality_gap(problem: Dequantization, operator: Tensor, observation: Tensor, primal: Tensor, dual: Tensor) -> Tensor:
-    """Relative duality gap of feasible pairs, (B,), in closed form:
-
-        ||K y||_1 - (x^T K^T psi - radius ||K^T psi||_1), divided by ||K y||_1.
-
-    Summed as terms that are not negative each, so that small gaps do not drown in the rounding of two large numbers.
-    """
-    image, slope = primal @ operator.T, dual @ operator  # K y, K^T psi
-    absolute = (image.abs() - dual * image).sum(dim=1)
-    absolute += (problem.radius * slope.abs() + slope * (primal - observation)).sum(dim=1)
-    objective = image.abs().sum(dim=1)
-    return absolute.clamp(min=0.0) / objective.clamp(min=torch.finfo(objective.dtype).tiny)
-
-
-def trivial(problem: Dequantization, observation: Tensor) -> Tensor:
-    """Which frames have y* = 0: where 0 is feasible, (B,)."""
-    return (observation.abs() <= problem.radius).all(dim=1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Algorithm(ABC):
-    """A way to iterate towards the optimum of every frame of a batch.
-
-    `polished`: whether `solve` tries the vertex (see `polish`) once a frame's masks have settled.
-    """
-
-    polished: bool = True
-
-    @abstractmethod
-    def points(
-        self, algorithm: ChambollePock, operator: Tensor, observation: Tensor, start: Point | None
-    ) -> Generator[Point, Tensor | None, None]:
-        """Yield one feasible point an iteration, without end, from y = x and psi = 0 or from `start`.
-
-        Accepts by `send` a boolean tensor (B,) of the frames to keep; the batch then shrinks to these.
-        """
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlainChambollePock(Algorithm):
-    """Chambolle-Pock as it stands (Algorithm 1)."""
-
-    def points(self, algorithm, operator, observation, start):
-        engine = engine_for(algorithm, operator)
-        iterate = algorithm.start(operator, observation) if start is None else Iterate(*start, start.primal)
-        while True:
-            iterate = engine.iterate(operator, observation, 1, iterate)
-            keep = yield Point(*iterate[:4])
-            if keep is not None:
-                observation, iterate = observation[keep], Iterate(*(part[keep] for part in iterate))
-
-
-@dataclass(frozen=True, kw_only=True)
-class RestartedHalpern(Algorithm):
-    """Restarted reflected Halpern primal-dual hybrid gradient, restarted per frame.
-
-    With T one primal-dual step and z = (y, psi), anchored at the point z^0 of the last restart,
-
-        z^{k+1} = (k+1)/(k+2) (2 T(z^k) - z^k) + 1/(k+2) z^0.
-
-    A frame restarts from T(z^k) when its fixed-point residual has fallen to `sufficient` of that at the last restart,
-    or to `necessary` of it and now rises, or when the stretch is `artificial` of all its iterations. At a restart the
-    primal weight moves towards the ratio of the distances travelled in dual and primal.
-    Source: Lu and Yang, "Restarted Halpern PDHG for linear programming" (2024), as in cuPDLPx.
-    """
-
-    sufficient: float = 0.2
-    necessary: float = 0.8
-    artificial: float = 0.36
-    smoothing: float = 0.5  # of the primal weight, on a logarithmic scale
-    period: int = 10  # iterations between looks at the residual
-
-    def __post_init__(self) -> None:
-        for name in ("sufficient", "necessary", "artificial", "smoothing"):
-            require_positive(f"algorithm.{name}", getattr(self, name))
-        require_integer("algorithm.period", self.period, 1)
-
-    def points(self, algorithm, operator, observation, start):
-        B = len(observation)
-        scale = (algorithm.sigma * algorithm.tau) ** 0.5  # 0.99 / ||K||_2
-        column = observation.new_ones(B, 1)
-        weight = column * (algorithm.sigma / algorithm.tau) ** 0.5
-        y, psi = (observation, observation.new_zeros(B, len(operator))) if start is None else (start.primal, start.dual)
-        y0, psi0 = y, psi
-        k, total = torch.zeros_like(column), 0
-        first, last = column * torch.inf, column * torch.inf  # residuals: at the restart, at the last look
-        box = algorithm.problem.box(observation)
-        product, transposed = engine_for(algorithm, operator).product, operator.T
-        while True:
-            sigma, tau = scale * weight, scale / weight
-            z_primal = tau * product(y / tau, psi, transposed, -1.0)  # y - tau K^T psi
-            y_next = algorithm.problem.prox_primal(z_primal, box)
-            z_dual = sigma * product(psi / sigma, 2.0 * y_next - y, operator, 1.0)  # psi + sigma K (2 y_next - y)
-            psi_next = algorithm.problem.prox_dual(z_dual)
-            keep = yield Point(z_dual, psi_next, z_primal, y_next)
-            total += 1
-            restart = None
-            if total % self.period == 0 or total == 1:
-                residual = (
-                    (y_next - y).square().sum(1, keepdim=True) / tau
-                    + (psi_next - psi).square().sum(1, keepdim=True) / sigma
-                ).sqrt()
-                first = torch.where(torch.isinf(first), residual, first)
-                restart = (
-                    (residual <= self.sufficient * first)
-                    | ((residual <= self.necessary * first) & (residual > last))
-                    | (k >= self.artificial * total)
-                ) & (k > 0)
-                last = residual
-            share = (k + 1.0) / (k + 2.0)
-            y = share * (2.0 * y_next - y) + (1.0 - share) * y0
-            psi = share * (2.0 * psi_next - psi) + (1.0 - share) * psi0
-            k = k + 1.0
-            if restart is not None and restart.any():
-                travelled = [(a - b).norm(dim=1, keepdim=True) for a, b in ((psi_next, psi0), (y_next, y0))]
-                moved = (travelled[0] > 1e-12) & (travelled[1] > 1e-12) & restart
-                ratio = torch.where(moved, travelled[0] / travelled[1].clamp(min=1e-12), weight)
-                weight = torch.where(moved, ratio**self.smoothing * weight ** (1 - self.smoothing), weight)
-                y, psi = torch.where(restart, y_next, y), torch.where(restart, psi_next, psi)
-                y0, psi0 = torch.where(restart, y, y0), torch.where(restart, psi, psi0)
-                k = torch.where(restart, 0.0, k)
-                first, last = (torch.where(restart, torch.inf, r) for r in (first, last))
-            if keep is not None:
-                observation, weight, y, psi, y0, psi0, k, first, last = (
-                    tensor[keep] for tensor in (observation, weight, y, psi, y0, psi0, k, first, last)
-                )
-                box = algorithm.problem.box(observation)
-
-
-def free(problem: Dequantization, point: Point, observation: Tensor) -> Masks:
-    """Which entries of psi and y are free, that is not held by a projection."""
-    return Masks(dual_mask(point.z_dual), active_set(problem.radius).of(point.z_primal, observation))
-
-
-def gathered(operator: Tensor, masks: Masks) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Ktilde of each frame as the upper left block of a square matrix, (B, s, s), completed by an identity.
-
-    Returns it, the row and column numbers in that order (free ones first), (B, s) each, and which frames have as many
-    free dual as free primal entries (vertices), (B,). For those the matrix is [[Ktilde, 0], [0, I]].
-    """
-    rows_free, columns_free = masks.dual.sum(dim=1), masks.primal.sum(dim=1)
-    s = int(torch.maximum(rows_free, columns_free).max()) if len(rows_free) else 0
-    s = min(s, *operator.shape)
-    rows = masks.dual.int().argsort(dim=1, descending=True, stable=True)[:, :s]
-    columns = masks.primal.int().argsort(dim=1, descending=True, stable=True)[:, :s]
-    place = torch.arange(s, device=operator.device)
-    in_rows, in_columns = place < rows_free[:, None], place < columns_free[:, None]
-    block = operator[rows[:, :, None], columns[:, None, :]] * (in_rows[:, :, None] & in_columns[:, None, :])
-    identity = torch.diag_embed((~in_rows & ~in_columns).to(operator.dtype))
-    return block + identity, rows, columns, rows_free == columns_free
-
-
-def lu_factors(matrices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Factors, pivots and info of square matrices (B, s, s), as `torch.linalg.lu_factor_ex`.
-
-    On CPUs one matrix after the other: with two threads or more the batched call gives wrong factors, with or without
-    an error from MKL (PyTorch issue 142815, open in 2.13).
-    """
-    if matrices.device.type != "cpu" or len(matrices) < 2:
-        return torch.linalg.lu_factor_ex(matrices)
-    parts = [torch.linalg.lu_factor_ex(matrix) for matrix in matrices]
-    return tuple(torch.stack(column) for column in zip(*parts, strict=True))
-
-
-def polish(
-    problem: Dequantization, operator: Tensor, observation: Tensor, point: Point
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The vertex that the masks at `point` describe: primal (B, n), dual (B, m), and whether there is one, (B,).
-
-    Free rows of K y are 0 and fixed entries of y at the border of the box; fixed entries of psi are the signs of K y
-    and free columns of K^T psi are 0:
-
-        Ktilde y_free = -K[free, fixed] y_fixed        Ktilde^T psi_free = -K[fixed, free]^T psi_fixed
-
-    What comes out is projected to feasibility; its duality gap says whether it is optimal.
-    """
-    masks = free(problem, point, observation)
-    primal = torch.where(masks.primal, 0.0, point.primal)
-    dual = torch.where(masks.dual, 0.0, point.dual)
-    block, rows, columns, vertex = gathered(operator, masks)
-    block[~vertex] = torch.eye(block.shape[1], dtype=block.dtype, device=block.device)
-    factors, pivots, info = lu_factors(block)
-    vertex = vertex & (info == 0)
-    in_rows, in_columns = masks.dual.gather(1, rows), masks.primal.gather(1, columns)
-    right = -(primal @ operator.T).gather(1, rows) * in_rows
-    left = -(dual @ operator).gather(1, columns) * in_columns
-    primal_free = torch.linalg.lu_solve(factors, pivots, right[:, :, None])[:, :, 0]
-    dual_free = torch.linalg.lu_solve(factors, pivots, left[:, :, None], adjoint=True)[:, :, 0]
-    primal = primal.scatter_add(1, columns, primal_free.nan_to_num() * in_columns)
-    dual = dual.scatter_add(1, rows, dual_free.nan_to_num() * in_rows)
-    return problem.prox_primal(primal, problem.box(observation)), problem.prox_dual(dual), vertex
 
 
 def solve(
@@ -247,104 +49,164 @@ def solve(
     """Solve the lower-level problem for every frame, to a certified relative duality gap.
 
     Args:
-        operator: K, (m, n); observation: x, (B, n). Computed in float64; the result has the dtype of `observation`.
+        operator: K, (m, n), float32 or float64.
+        observation: x, (B, n), float32 or float64 on the same device; one frame a row.
         radius: half a quantization step, > 0.
         tolerance: the relative duality gap to reach, > 0.
-        max_iterations: where to stop; a warning then says how many frames are not certified.
-        algorithm: `RestartedHalpern()` (default) or `PlainChambollePock()`, or your own.
+        max_iterations: the most iterations of any frame, >= 1; a warning says how many frames they did not certify.
+        algorithm: `RestartedHalpern()` (default) or `PlainChambollePock()`, or an `Algorithm` of your own.
+
+    Returns:
+        y and psi in the dtype of `observation`, computed in float64, and the gap and the iterations of each frame.
 
     Raises:
         InputError: for what is no dense float32 or float64 tensor, for shapes, settings or an operator out of range,
             and for NaN or infinite samples.
+
+    Example:
+        >>> import pdunroll, torch
+        >>> operator, x = torch.eye(2), torch.tensor([[0.5, 0.1]])
+        >>> found = pdunroll.solve(operator, x, radius=0.2)
+        >>> found.primal.allclose(torch.tensor([[0.3, 0.0]]))  # the entries of x, moved towards 0 by up to 0.2
+        True
+        >>> bool(found.gap <= 1e-6)
+        True
     """
     require_problem(operator, observation)
     require_positive("radius", radius)
     require_positive("tolerance", tolerance)
     require_integer("max_iterations", max_iterations, 1)
-    strategy = RestartedHalpern() if algorithm is None else algorithm
-    if not isinstance(strategy, Algorithm):
+    algorithm = RestartedHalpern() if algorithm is None else algorithm
+    if not isinstance(algorithm, Algorithm):
         raise InputError(f"algorithm must be an object such as pdunroll.RestartedHalpern(), got {shown(algorithm)}")
     with torch.no_grad():
-        return _solve(operator, observation, radius, tolerance, max_iterations, strategy)
+        found = _solve(operator, observation, radius, tolerance, max_iterations, algorithm)
+    if (missed := int((~(found.gap <= tolerance)).sum())) > 0:
+        warnings.warn(
+            f"{missed} of {len(observation)} frames are not certified to {tolerance:g} after {max_iterations} "
+            f"iterations (largest gap {float(found.gap.max()):.1e}); raise max_iterations",
+            stacklevel=2,
+        )
+    return found._replace(primal=found.primal.to(observation.dtype), dual=found.dual.to(observation.dtype))
 
 
-LOOK = 25  # iterations between looks at the gap
-SINGLE = 2000  # iterations in float32 first, twice as fast; the gap and the vertex are computed in float64 all the same
-
-
-def _solve(operator, observation, radius, tolerance, max_iterations, strategy):
-    wide, x = operator.double(), observation.double()
-    wide = wide / magnitude(wide)  # the same optima, to the bit, and within the range of float32
-    steps = chambolle_pock(wide, radius=radius, step_norm="spectral")  # the largest steps
-    result = Solution(
+def _solve(
+    operator: Tensor, observation: Tensor, radius: float, tolerance: float, max_iterations: int, algorithm: Algorithm
+) -> Solution:
+    operator64, x = operator.double(), observation.double()
+    operator64 = operator64 / magnitude(operator64)  # the same optima, to the bit, and within the range of float32
+    steps = chambolle_pock(operator64, radius=radius, step_norm="spectral")  # the largest steps
+    solution = Solution(
         primal=torch.zeros_like(x),
-        dual=x.new_zeros(len(x), len(wide)),
+        dual=x.new_zeros(len(x), len(operator64)),
         gap=x.new_zeros(len(x)),
         iterations=torch.zeros(len(x), dtype=torch.int64, device=x.device),
     )
-    active = (~trivial(steps.problem, x)).nonzero()[:, 0]
-    start = None
+    frames, start = (~steps.problem.trivial(x)).nonzero()[:, 0], None
     for dtype, first, last in (
-        (torch.float32, 0, min(SINGLE, max_iterations)),
-        (torch.float64, SINGLE, max_iterations),
+        (torch.float32, 0, min(FLOAT32_ITERATIONS, max_iterations)),
+        (torch.float64, FLOAT32_ITERATIONS, max_iterations),
     ):
-        if len(active) and first < last:
-            points = strategy.points(steps, wide.to(dtype), x[active].to(dtype), start)
-            active, start = _iterate(
-                points, steps.problem, wide, x, active, range(first + 1, last + 1), tolerance, strategy.polished, result
+        if len(frames) and first < last:
+            typed = operator64.to(dtype)
+            state = algorithm.init_state(engine_for(steps, typed), typed, x[frames].to(dtype), start)
+            loop = _Loop(steps.problem, operator64, tolerance, algorithm, solution)
+            frames, start = loop.run(state, _Pending.of(frames, x[frames]), first, last)
+    return solution
+
+
+class _Pending(NamedTuple):
+    """The frames that are not certified yet."""
+
+    frames: Tensor  # their numbers  (B,)
+    observation: Tensor  # x  (B, n)
+    masks: Masks | None  # at the last check
+    tried: Tensor  # whether the vertex of these masks has been tried  (B,)
+
+    @staticmethod
+    def of(frames: Tensor, observation: Tensor) -> _Pending:
+        return _Pending(frames, observation, None, torch.zeros_like(frames, dtype=torch.bool))
+
+    def select(self, keep: Tensor) -> _Pending:
+        masks = None if self.masks is None else Masks(*(mask[keep] for mask in self.masks))
+        return _Pending(self.frames[keep], self.observation[keep], masks, self.tried[keep])
+
+
+class _Certificate(NamedTuple):
+    """Feasible pairs and their relative duality gaps, in float64."""
+
+    primal: Tensor  # (B, n)
+    dual: Tensor  # (B, m)
+    gap: Tensor  # (B,)
+
+
+@dataclass(frozen=True)
+class _Loop:
+    """The iterations of `solve` in one dtype."""
+
+    problem: Dequantization
+    operator64: Tensor
+    tolerance: float
+    algorithm: Algorithm
+    solution: Solution  # where the result is written
+
+    def run(self, state: Any, pending: _Pending, first: int, last: int) -> tuple[Tensor, Point]:
+        """Run the iterations after `first` up to `last`; return the frames that are left and their last point.
+
+        Frames are written to the solution when they are certified, and the others after the last iteration.
+        """
+        for count in range(first + 1, last + 1):
+            state = self.algorithm.update(state)
+            if count % CHECK_EVERY and count != last:
+                continue
+            found, pending = self.check(_double(self.algorithm.point(state)), pending)
+            certified = found.gap <= self.tolerance
+            self.write(found, pending.frames, count, certified if count != last else torch.ones_like(certified))
+            if certified.any():
+                pending, state = pending.select(~certified), self.algorithm.select(state, ~certified)
+                if not len(pending.frames):
+                    break
+        return pending.frames, _double(self.algorithm.point(state))
+
+    def check(self, point: Point, pending: _Pending) -> tuple[_Certificate, _Pending]:
+        """Return the gaps at a point, or at a vertex where that is better, and the masks for the next check."""
+        problem, x = self.problem, pending.observation
+        found = self.certificate(x, problem.prox_primal(point.primal, problem.box(x)), point.dual)
+        masks, tried = problem.free_masks(point.z_dual, point.z_primal, x), pending.tried
+        if self.algorithm.polished and pending.masks is not None:
+            unchanged = (masks.dual == pending.masks.dual).all(dim=1) & (masks.primal == pending.masks.primal).all(
+                dim=1
             )
-    if (missed := int((~(result.gap <= tolerance)).sum())) > 0:
-        warnings.warn(
-            f"{missed} of {len(x)} frames are not certified to {tolerance:g} after {max_iterations} iterations "
-            f"(largest gap {float(result.gap.max()):.1e}); raise max_iterations",
-            stacklevel=3,
+            tried = tried & unchanged
+            square = masks.dual.sum(dim=1) == masks.primal.sum(dim=1)
+            candidates = unchanged & ~tried & square
+            if candidates.any():
+                found = self.try_vertices(found, point, pending, masks, candidates.nonzero()[:, 0])
+                tried = tried | candidates
+        return found, pending._replace(masks=masks, tried=tried)
+
+    def try_vertices(
+        self, found: _Certificate, point: Point, pending: _Pending, masks: Masks, frames: Tensor
+    ) -> _Certificate:
+        """Return `found` with the vertices of some frames where these have the smaller gaps."""
+        x, masks = pending.observation[frames], Masks(*(mask[frames] for mask in masks))
+        primal, dual, exists = polish(self.problem, self.operator64, x, masks, point.primal[frames], point.dual[frames])
+        vertex = self.certificate(x, primal, dual)
+        better = exists & (vertex.gap < found.gap[frames])
+        return _Certificate(
+            *(old.index_copy(0, frames[better], new[better]) for old, new in zip(found, vertex, strict=True))
         )
-    return result._replace(primal=result.primal.to(observation.dtype), dual=result.dual.to(observation.dtype))
+
+    def certificate(self, observation: Tensor, primal: Tensor, dual: Tensor) -> _Certificate:
+        """Return feasible pairs with their gaps."""
+        return _Certificate(primal, dual, self.problem.duality_gap(self.operator64, observation, primal, dual))
+
+    def write(self, found: _Certificate, frames: Tensor, count: int, where: Tensor) -> None:
+        """Write the frames where `where` (B,) is true to the solution, as found after `count` iterations."""
+        for field, value in zip(self.solution[:3], found, strict=True):
+            field[frames[where]] = value[where]
+        self.solution.iterations[frames[where]] = count
 
 
-def _iterate(points, problem, operator, observation, active, counts, tolerance, polished, result):
-    """Iterate the frames `active`; write those that are certified, and at the end the rest, to `result`.
-
-    Returns the frames that are left and their last point, both in float64.
-    """
-    x = observation[active]
-    tried = torch.zeros(len(active), dtype=torch.bool, device=x.device)  # whether these masks have been polished
-    masks = None
-    keep = None
-    for count in counts:
-        point = points.send(keep)
-        keep = None
-        if count % LOOK and count != counts[-1]:
-            continue
-        point = Point(*(part.double() for part in point))
-        primal, dual = problem.prox_primal(point.primal, problem.box(x)), point.dual
-        gap = duality_gap(problem, operator, x, primal, dual)
-        fresh = free(problem, point, x)
-        if polished and masks is not None:
-            settled = (fresh.dual == masks.dual).all(dim=1) & (fresh.primal == masks.primal).all(dim=1)
-            tried &= settled
-            chosen = (settled & ~tried & (fresh.dual.sum(dim=1) == fresh.primal.sum(dim=1))).nonzero()[:, 0]
-            if len(chosen):
-                tried[chosen] = True
-                vertex = polish(problem, operator, x[chosen], Point(*(part[chosen] for part in point)))
-                vertex_gap = duality_gap(problem, operator, x[chosen], *vertex[:2])
-                better = vertex[2] & (vertex_gap < gap[chosen])
-                chosen = chosen[better]
-                primal, dual = (
-                    primal.index_copy(0, chosen, vertex[0][better]),
-                    dual.index_copy(0, chosen, vertex[1][better]),
-                )
-                gap = gap.index_copy(0, chosen, vertex_gap[better])
-        done = gap <= tolerance
-        write = torch.ones_like(done) if count == counts[-1] else done
-        for field, value in zip(result[:3], (primal, dual, gap), strict=True):
-            field[active[write]] = value[write]
-        result.iterations[active[write]] = count
-        if done.any():
-            keep = ~done
-            active, x, tried = active[keep], x[keep], tried[keep]
-            fresh, point = Masks(*(part[keep] for part in fresh)), Point(*(part[keep] for part in point))
-            if not len(active):
-                break
-        masks = fresh
-    return active, point
+def _double(point: Point) -> Point:
+    return Point(*(part.double() for part in point))

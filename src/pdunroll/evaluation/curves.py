@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pdunroll.core.chambolle_pock import ChambollePock, Iterate, Masks
-from pdunroll.core.closed_form import Vertex, later, stays, vertex
+from pdunroll.core.chambolle_pock import ChambollePock, Iterate
+from pdunroll.core.closed_form import Vertex, iterates_after, masks_are_final, vertex
 from pdunroll.core.engine import engine_for
-from pdunroll.core.solve import Point, duality_gap, free
+from pdunroll.core.problem import Masks
+
+FIRST_CHECK = 200  # iterations before the first check for frames that may leave the batch
+CHECK_GROWTH = 1.15  # the next check comes after this many times as many iterations
 
 
 def log_grid(iterations: int, points: int, include: Sequence[int] = ()) -> NDArray[np.int64]:
-    """At least `points` log-spaced numbers of iterations from 1 to `iterations` (all of them if there are no more),
-    with those of `include` among them."""
+    """Return log-spaced numbers of iterations, ascending.
+
+    Args:
+        iterations: the last number; the first is 1.
+        points: how many there are at least, if there are as many whole numbers.
+        include: further numbers that the grid is to have.
+
+    Example:
+        >>> from pdunroll.evaluation.curves import log_grid
+        >>> log_grid(100, 5, include=[30]).tolist()
+        [1, 3, 10, 30, 32, 100]
+    """
     wanted, grid = points, np.arange(1, iterations + 1)
     if iterations > points:
         while len(grid := np.unique(np.geomspace(1, iterations, wanted).round().astype(np.int64))) < points:
@@ -34,88 +48,148 @@ def error_curve(
     grid: Sequence[int],
     batch_size: int,
 ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """Mean squared error of each frame after each number of iterations in `grid` (ascending), and the gap at its end.
+    """Return the error of each frame after each number of iterations, and its duality gap after the last one.
 
-    operator (m, n); truth y and observation x (frames, n). Returns the errors (len(grid), frames) and the relative
-    duality gaps (frames,) of the last iterate. Iterates as in training: Algorithm 1 from y^0 = x, in their dtype. A
-    frame leaves the batch early where the rest of its iterates is known: they have come to a standstill to the last
-    bit, or its masks have settled for good (`pdunroll.core.closed_form`).
+    The iterations are those of training: Algorithm 1 from y^0 = x, in the dtype of the frames. A frame leaves the batch
+    as soon as the rest of its iterates is known, because they are equal to the last bit or because its masks are final
+    (`pdunroll.core.closed_form`).
+
+    Args:
+        algorithm: Chambolle-Pock with the problem and its step sizes.
+        operator: K, (m, n).
+        truth: y, (frames, n).
+        observation: x, (frames, n).
+        grid: numbers of iterations, ascending.
+        batch_size: frames that are iterated together.
+
+    Returns:
+        The mean squared errors, (len(grid), frames), and the relative duality gaps of the last iterate, (frames,).
+
+    Example:
+        >>> import torch
+        >>> from pdunroll.core.chambolle_pock import chambolle_pock
+        >>> from pdunroll.evaluation.curves import error_curve
+        >>> operator, y, x = torch.eye(2), torch.tensor([[0.4, 0.0]]), torch.tensor([[0.5, 0.1]])
+        >>> algorithm = chambolle_pock(operator, radius=0.2)
+        >>> errors, gaps = error_curve(algorithm, operator, y, x, grid=[1, 10, 100], batch_size=1)
+        >>> [round(float(error), 4) for error in errors[:, 0]]
+        [0.0018, 0.005, 0.005]
     """
     curves = [
-        _curve(algorithm, operator, y, x, [*map(int, grid)])
+        BatchCurve(algorithm, operator, y, x, [*map(int, grid)]).run()
         for y, x in zip(truth.split(batch_size), observation.split(batch_size), strict=True)
     ]
     errors, gaps = (torch.cat(parts, dim=-1).cpu().numpy() for parts in zip(*curves, strict=True))
     return errors, gaps
 
 
-def state(iterate: Iterate) -> tuple[Tensor, Tensor, Tensor]:
-    """What the next iteration depends on."""
-    return iterate.dual, iterate.primal, iterate.extrapolated
+class Check(NamedTuple):
+    """A batch when it is checked for frames that may leave."""
+
+    iterate: Iterate
+    masks: Masks
+
+    def select(self, keep: Tensor) -> Check:
+        """Return the check of the frames where `keep` (B,) is true."""
+        return Check(Iterate(*(part[keep] for part in self.iterate)), Masks(*(mask[keep] for mask in self.masks)))
 
 
-LOOK, PACE = 200, 1.15  # when to look for frames that may leave: first, and by which factor later each time
+class BatchCurve:
+    """The errors of one batch along the iterations.
 
+    Args:
+        algorithm: Chambolle-Pock with the problem and its step sizes.
+        operator: K, (m, n).
+        truth: y, (B, n).
+        observation: x, (B, n).
+        grid: numbers of iterations, ascending.
+    """
 
-def _curve(
-    algorithm: ChambollePock, operator: Tensor, truth: Tensor, observation: Tensor, grid: list[int]
-) -> tuple[Tensor, Tensor]:
-    """Errors (len(grid), B) and last gaps (B,) of one batch."""
-    wide = operator.double()
-    errors = truth.new_empty(len(grid), len(truth))
-    gaps = truth.new_empty(len(truth), dtype=torch.float64)
-    active = torch.arange(len(truth), device=truth.device)
-    last: tuple[Iterate, Masks] | None = None  # at the last look
-    vertices: dict[int, Vertex | None] = {}  # of frames whose masks have stayed since
-    place, look, count = 0, LOOK, 0
-    engine, iterate = engine_for(algorithm, operator), algorithm.start(operator, observation)
+    def __init__(
+        self, algorithm: ChambollePock, operator: Tensor, truth: Tensor, observation: Tensor, grid: list[int]
+    ) -> None:
+        self.algorithm, self.operator, self.grid = algorithm, operator, grid
+        self.truth, self.observation = truth, observation
+        self.operator64 = operator.double()
+        self.errors = truth.new_empty(len(grid), len(truth))
+        self.gaps = truth.new_empty(len(truth), dtype=torch.float64)
+        self.active = torch.arange(len(truth), device=truth.device)  # the frames that are still iterated
+        self.place = 0  # in the grid, of the first error that is not known
+        self.last_check: Check | None = None
+        self.vertices: dict[int, Vertex | None] = {}  # of frames whose masks have been the same at two checks or more
 
-    def mse(primal: Tensor, frames: Tensor) -> Tensor:
-        return (primal - truth[frames]).square().mean(dim=-1)
-
-    def leave(frames: Tensor, primal: Tensor, dual: Tensor) -> None:
-        gaps[frames] = duality_gap(
-            algorithm.problem, wide, observation[frames].double(), primal.double(), dual.double()
+    def run(self) -> tuple[Tensor, Tensor]:
+        """Return the errors (len(grid), B) and the last gaps (B,)."""
+        engine, iterate = (
+            engine_for(self.algorithm, self.operator),
+            self.algorithm.start(self.operator, self.observation),
         )
+        count, check_at = 0, FIRST_CHECK
+        while count < self.grid[-1] and len(self.active):
+            before, count = count, min(self.grid[self.place], check_at)
+            iterate = engine.iterate(self.operator, self.observation[self.active], count - before, iterate)
+            if count == self.grid[self.place]:
+                self.errors[self.place, self.active] = self._mse(iterate.primal, self.active)
+                self.place += 1
+            if count == self.grid[-1]:
+                self._finish(self.active, iterate.primal, iterate.dual)
+            elif count == check_at:
+                check_at = round(check_at * CHECK_GROWTH)
+                iterate = self._drop_known_frames(iterate, count)
+        return self.errors, self.gaps
 
-    while count < grid[-1]:
-        following = min(grid[place], look)
-        iterate, count = engine.iterate(operator, observation[active], following - count, iterate), following
-        if count == grid[place]:
-            errors[place, active] = mse(iterate.primal, active)
-            place += 1
-        if count == grid[-1]:
-            leave(active, iterate.primal, iterate.dual)
-            break
-        if count < look:
-            continue
-        look = round(look * PACE)
-        masks = free(algorithm.problem, Point(*iterate[:4]), observation[active])
-        gone = torch.zeros(len(active), dtype=torch.bool, device=active.device)
-        if last is not None:
-            unmoved = [(a == b).all(dim=1) for a, b in zip(state(iterate), state(last[0]), strict=True)]
-            gone = torch.stack(unmoved).all(dim=0)
-            errors[place:, active[gone]] = mse(iterate.primal[gone], active[gone])
-            leave(active[gone], iterate.primal[gone], iterate.dual[gone])
-            same = torch.stack([(a == b).all(dim=1) for a, b in zip(masks, last[1], strict=True)]).all(dim=0) & ~gone
-            vertices = {frame: known for frame, known in vertices.items() if frame in set(active[same].tolist())}
-            steps = torch.as_tensor(grid[place:], device=active.device) - count
-            for i in same.nonzero()[:, 0].tolist() if algorithm.theta == 1.0 else ():
-                frame = int(active[i])
-                primal, dual = iterate.primal[i].double(), iterate.dual[i].double()
-                previous = 2.0 * primal - iterate.extrapolated[i].double()
-                x, mask = observation[frame].double(), Masks(*(part[i] for part in masks))
-                if frame not in vertices:
-                    vertices[frame] = vertex(algorithm, wide, x, mask, primal, dual)
-                if (found := vertices[frame]) is not None and stays(algorithm, found, previous, primal, dual):
-                    y, psi = later(algorithm, found, previous, primal, steps)
-                    errors[place:, frame] = mse(y, active[i]).to(errors.dtype)
-                    leave(active[i : i + 1], y[-1:], psi[-1:])
-                    gone[i] = True
-        keep = ~gone
-        active = active[keep]
-        if not len(active):
-            break
-        iterate = Iterate(*(part[keep] for part in iterate))
-        last = iterate, Masks(*(part[keep] for part in masks))
-    return errors, gaps
+    def _drop_known_frames(self, iterate: Iterate, count: int) -> Iterate:
+        """Write the rest of the curves that are known, and return the iterate of the other frames."""
+        x = self.observation[self.active]
+        check = Check(iterate, self.algorithm.problem.free_masks(iterate.z_dual, iterate.z_primal, x))
+        known = torch.zeros_like(self.active, dtype=torch.bool)
+        if self.last_check is not None:
+            known = at_rest(check, self.last_check)
+            frames = self.active[known]
+            self.errors[self.place :, frames] = self._mse(iterate.primal[known], frames)
+            self._finish(frames, iterate.primal[known], iterate.dual[known])
+            steps = torch.as_tensor(self.grid[self.place :], device=x.device) - count
+            for i, y, psi in self._in_closed_form(check, unchanged(check.masks, self.last_check.masks) & ~known, steps):
+                frame = self.active[i : i + 1]
+                self.errors[self.place :, frame] = self._mse(y, frame)[:, None].to(self.errors.dtype)
+                self._finish(frame, y[-1:], psi[-1:])
+                known[i] = True
+        self.active, self.last_check = self.active[~known], check.select(~known)
+        return self.last_check.iterate
+
+    def _in_closed_form(self, check: Check, candidates: Tensor, steps: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Yield the candidates (B,) with final masks: place in the batch, and y and psi after each number of steps."""
+        frames = set(self.active[candidates].tolist())
+        self.vertices = {frame: found for frame, found in self.vertices.items() if frame in frames}
+        if self.algorithm.theta != 1.0:
+            return
+        for i in candidates.nonzero()[:, 0].tolist():
+            frame = int(self.active[i])
+            primal, dual = check.iterate.primal[i].double(), check.iterate.dual[i].double()
+            previous = 2.0 * primal - check.iterate.extrapolated[i].double()
+            if frame not in self.vertices:
+                x, masks = self.observation[frame].double(), Masks(*(mask[i] for mask in check.masks))
+                self.vertices[frame] = vertex(self.algorithm, self.operator64, x, masks, primal, dual)
+            found = self.vertices[frame]
+            if found is not None and masks_are_final(self.algorithm, found, previous, primal, dual):
+                yield i, *iterates_after(self.algorithm, found, previous, primal, steps)
+
+    def _mse(self, primal: Tensor, frames: Tensor) -> Tensor:
+        return (primal - self.truth[frames]).square().mean(dim=-1)
+
+    def _finish(self, frames: Tensor, primal: Tensor, dual: Tensor) -> None:
+        """Write the gaps of these frames' last iterates."""
+        x = self.observation[frames].double()
+        self.gaps[frames] = self.algorithm.problem.duality_gap(self.operator64, x, primal.double(), dual.double())
+
+
+def at_rest(check: Check, last: Check) -> Tensor:
+    """Return for which frames all that the next iteration depends on is the same as at the last check, (B,)."""
+    now, before = check.iterate, last.iterate
+    same = [(getattr(now, name) == getattr(before, name)).all(dim=1) for name in ("dual", "primal", "extrapolated")]
+    return torch.stack(same).all(dim=0)
+
+
+def unchanged(masks: Masks, last: Masks) -> Tensor:
+    """Return for which frames all masks are the same as at the last check, (B,)."""
+    return (masks.dual == last.dual).all(dim=1) & (masks.primal == last.primal).all(dim=1)

@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from pdunroll.core.algorithms import Algorithm
 from pdunroll.core.chambolle_pock import chambolle_pock
-from pdunroll.core.solve import Algorithm, solve
+from pdunroll.core.solve import solve
 from pdunroll.evaluation.curves import error_curve
 from pdunroll.files import atomic, digest
 from pdunroll.processes import end_with_parent
@@ -32,14 +34,25 @@ def frame_errors(
     grid: NDArray, chosen: NDArray, *, radius: float, step_ratio: float, extrapolation: float, algorithm: Algorithm,
     tolerance: float, max_iterations: int, batch_size: int, device: str,
 ) -> dict[str, NDArray]:  # fmt: skip
-    """Return what is known of each frame for one operator; from the file `path` if it is there already.
+    """Return the errors of each frame for one operator, from a file if they are stored in it already.
 
     Args:
-        path: outputs/<name>/errors/<run>.npz, which is written.
-        key: names the operator, and with its step_norm the step sizes that the operator is iterated with.
+        path: outputs/<name>/errors/<run>.npz, which is read if it has this result, and written otherwise.
+        key: the columns that name the operator; its `step_norm` gives the step sizes of the iteration.
         operator: K, (m, n).
-        truth: y, (frames, n); observation: x, (frames, n); validation: the same two of the validation frames.
-        grid: numbers of iterations, ascending; chosen: the frames' numbers in their split.
+        truth: y of the test frames, (frames, n).
+        observation: x of the test frames, (frames, n).
+        validation: y and x of the validation frames.
+        grid: numbers of iterations, ascending.
+        chosen: the numbers of the test frames in their split; they are stored with the errors.
+        radius: half a quantization step.
+        step_ratio: see `pdunroll.unroll`.
+        extrapolation: theta in [0, 1].
+        algorithm: the one that solves for the certified optima.
+        tolerance: the relative duality gap of the optima.
+        max_iterations: of the solver.
+        batch_size: frames that are iterated together.
+        device: where the computation runs, such as "cpu".
 
     Returns:
         errors (len(grid), frames) and gaps (frames,) of the last iterate; optimum_errors, optimum_gaps and iterations
@@ -50,48 +63,32 @@ def frame_errors(
     parts |= dict(zip(("validation_truth", "validation_observation"), validation, strict=True))
     identity = digest(
         {
-            **{part: hashlib.sha256(np.ascontiguousarray(array)).hexdigest() for part, array in parts.items()},
+            **{part: hashlib.sha256(np.ascontiguousarray(array).data).hexdigest() for part, array in parts.items()},
             "radius": radius,
             "step_ratio": step_ratio,
             "extrapolation": extrapolation,
             "step_norm": key["step_norm"],
             "solve": [repr(algorithm), tolerance, max_iterations],
-            "code": source_digest("evaluation.curves", type(algorithm).__module__, without=WITHOUT),
+            "code": source_digest("evaluation.curves", "core.solve", type(algorithm).__module__, without=WITHOUT),
         }
     )
-    if path.is_file():
-        try:
-            with path.open("rb") as file, np.load(file) as stored:
-                if stored["identity"].item() == identity:
-                    return dict(stored)
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
-            log.warning("%s is damaged and is made again", path)
-
+    if (stored := _stored(path, identity)) is not None:
+        return stored
     torch.set_num_threads(1)
-    K, y, x = (torch.from_numpy(array).to(device) for array in (operator, truth, observation))
+    K, y, x, y_validation, x_validation = (
+        torch.from_numpy(array).to(device) for array in (operator, truth, observation, *validation)
+    )
     steps = chambolle_pock(
-        K,
-        radius=radius,
-        step_ratio=step_ratio,
-        extrapolation=extrapolation,
-        step_norm=key["step_norm"],
+        K, radius=radius, step_ratio=step_ratio, extrapolation=extrapolation, step_norm=key["step_norm"]
     )
     errors, gaps = error_curve(steps, K, y, x, grid.tolist(), batch_size)
-    solved = partial(
-        solve,
-        K,
-        radius=radius,
-        tolerance=tolerance,
-        max_iterations=max_iterations,
-        algorithm=algorithm,
-    )
+    solved = partial(solve, K, radius=radius, tolerance=tolerance, max_iterations=max_iterations, algorithm=algorithm)
     optimum = solved(x)
-    validated, observed = (torch.from_numpy(array).to(device) for array in validation)
     found = {
         "errors": errors,
         "gaps": gaps,
-        "optimum_errors": (optimum.primal - y).double().square().mean(dim=1).cpu().numpy(),
-        "validation_optimum_errors": (solved(observed).primal - validated).double().square().mean(dim=1).cpu().numpy(),
+        "optimum_errors": _mse(optimum.primal, y),
+        "validation_optimum_errors": _mse(solved(x_validation).primal, y_validation),
         "optimum_gaps": optimum.gap.cpu().numpy(),
         "iterations": optimum.iterations.cpu().numpy(),
     }
@@ -100,23 +97,44 @@ def frame_errors(
     return found
 
 
+def _stored(path: Path, identity: str) -> dict[str, NDArray] | None:
+    """Return the result in the file, if there is one with this identity."""
+    if path.is_file():
+        try:
+            with path.open("rb") as file, np.load(file) as stored:
+                if stored["identity"].item() == identity:
+                    return dict(stored)
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+            log.warning("%s is damaged and is made again", path)
+    return None
+
+
+def _mse(primal: Tensor, truth: Tensor) -> NDArray:
+    return (primal - truth).double().square().mean(dim=1).cpu().numpy()
+
+
 def certificate(found: dict[str, NDArray], tolerance: float) -> dict[str, Any]:
-    """The row of optima.csv, but for its key."""
-    hard = found["iterations"] > 0
+    """Return the row of optima.csv for the result of `frame_errors`, without the columns that name the operator."""
+    nontrivial = found["iterations"] > 0
     return {
         "optimum_mse": float(found["optimum_errors"].mean()),
         "validation_optimum_mse": float(found["validation_optimum_errors"].mean()),
         "certified": float((found["optimum_gaps"] <= tolerance).mean()),
         "largest_optimum_gap": float(found["optimum_gaps"].max()),
-        "median_iterations": float(np.median(found["iterations"][hard])) if hard.any() else 0.0,
+        "median_iterations": float(np.median(found["iterations"][nontrivial])) if nontrivial.any() else 0.0,
         # of nontrivial frames: an objective that goes to 0 has no relative gap
-        "median_gap": float(np.median(found["gaps"][hard])) if hard.any() else 0.0,
-        "largest_gap": float(found["gaps"][hard].max(initial=0.0)),
+        "median_gap": float(np.median(found["gaps"][nontrivial])) if nontrivial.any() else 0.0,
+        "largest_gap": float(found["gaps"][nontrivial].max(initial=0.0)),
     }
 
 
 def metrics(rows: list[Row], optima: list[Row]) -> dict[str, Any]:
-    """Test MSE of each operator: classical (after L_training iterations) and optimality (at the certified optimum)."""
+    """Return the test MSE of each operator: classical (after L_training iterations) and at the certified optimum.
+
+    Args:
+        rows: of evaluation.csv, the first one that of the quantized frames.
+        optima: rows of optima.csv.
+    """
     result: dict[str, Any] = {"quantized": rows[0]["mse"]}
     optimum = {run_name(row): row["optimum_mse"] for row in optima}
     classical = {run_name(row): row["mse"] for row in rows if row["l_inference"] == row["l_training"]}

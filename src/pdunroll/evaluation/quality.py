@@ -14,8 +14,9 @@ import soundfile
 import torch
 from numpy.typing import NDArray
 
+from pdunroll.core.algorithms import Algorithm
 from pdunroll.core.problem import dct_operator
-from pdunroll.core.solve import Algorithm, solve
+from pdunroll.core.solve import solve
 from pdunroll.errors import InputError
 from pdunroll.evaluation.tables import read_results
 from pdunroll.files import read_json, replaced, write_json

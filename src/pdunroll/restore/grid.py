@@ -1,13 +1,13 @@
-"""The quantization cells of a recording of low bit depth, found from the few values that its samples take.
+"""The quantization cells of a recording of low bit depth, inferred from the few values that its samples take.
 
-A uniform quantizer leaves equidistant levels. What a file holds of them is often scaled (to its peak), rounded to the
-16 bits that it is stored with, shifted, and not complete. Three kinds of quantizer are told apart:
+A uniform quantizer leaves evenly spaced levels. In a file they are often scaled (to its peak), rounded to 16 bits or
+shifted, and some do not occur. Three kinds of quantizer are told apart:
 
     mid-rise   levels at odd multiples of half a step (`pdunroll.speech.quantizer`), in the middle of their cells
     mid-tread  levels at multiples of a step, one of them 0, in the middle of their cells: rounding tools
     cut off    levels at multiples of a step at the lower ends of their cells: tools that clear the lowest bits
 
-The last two have the same levels. Sound is about symmetric to zero, and so tells which of them its levels belong to.
+The last two have the same levels. Which one was used shows in the counts, because sound is about symmetric to zero.
 """
 
 from __future__ import annotations
@@ -18,45 +18,64 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-MOST_LEVELS = 4096  # of 12 bits: above that a recording is not of low bit depth
-MISSING = 6  # at most so many steps apart are the closest two levels
-PRECISION = 4e-7  # of numbers that went through float32, relative to the peak
-MEAN_WEIGHT = 4.0  # with it, 1 of 2 x 54 x 5 cases was wrong on IEEE sentences at 2 to 6 bits
-CHANCE = 1e-2  # with which values that are no levels may pass for some
+MAX_LEVELS = 4096  # those of 12 bits; a recording with more levels is not of low bit depth
+MAX_STEPS_APART = 6  # the closest two levels are at most this many steps apart
+FLOAT32_ERROR = 4e-7  # of levels that were stored as float32, relative to the peak
+MEAN_WEIGHT = 4.0  # of the mean against the symmetry in `_cut_off`: 1 of 540 cases was wrong (IEEE, 2 to 6 bits)
+MAX_CHANCE = 1e-2  # the greatest probability with which arbitrary values may pass for levels
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Equidistant levels and their cells, which are a step wide."""
+    """Evenly spaced levels and their cells, which are one step wide.
+
+    Attributes:
+        kind: "mid-rise", "mid-tread", "cut off", "shifted" or "silent".
+        step: the width of a cell, in the units of the samples.
+        lowest: the lowest level, in steps: a whole number and a half for mid-rise, a whole number for mid-tread.
+        count: the number of levels from the lowest to the highest.
+        shift: from a level to the middle of its cell, in steps.
+
+    Example:
+        >>> import numpy as np
+        >>> from pdunroll.restore.grid import mid_rise
+        >>> grid = mid_rise(bits=2)
+        >>> print(grid)
+        mid-rise, 4 levels 0.5 apart (the 2-bit quantizer on [-1, 1])
+        >>> grid.centres(np.array([-1.0, 0.1, 0.9]))
+        array([-0.75,  0.25,  0.75])
+    """
 
     kind: str
-    step: float  # in the units of the samples
-    lowest: float  # level, in steps: a whole number and a half for mid-rise, a whole number for mid-tread, exactly
-    count: int  # from the lowest to the highest level
-    shift: float = 0.0  # from a level to the middle of its cell, in steps
+    step: float
+    lowest: float
+    count: int
+    shift: float = 0.0
 
     @property
     def radius(self) -> float:
-        """Half the width of a cell."""
+        """Return half the width of a cell, in the units of the samples."""
         return self.step / 2
 
     @property
     def zero_is_everywhere(self) -> bool:
-        """Whether 0 is in every cell, so that the sparsest signal in them is silence."""
+        """Return whether 0 is in every cell, so that the sparsest signal in the cells is silence."""
         lowest = self.lowest + self.shift
         return lowest >= -0.5 and lowest + self.count - 1 <= 0.5
 
     def middles(self, samples: NDArray) -> NDArray[np.float64]:
-        """The middle, in steps, of the cell that each sample lies in; beyond the ends it is the outermost cell."""
-        numbers = np.floor(samples / self.step - self.lowest + 0.5)  # on a border, as the quantizer: the upper cell
+        """Return the middle of each sample's cell, in steps; samples beyond the ends belong to the outermost cells."""
+        numbers = np.floor(
+            samples / self.step - self.lowest + 0.5
+        )  # a border belongs to the cell above, as in quantize
         return numbers.clip(0, self.count - 1) + (self.lowest + self.shift)
 
     def centres(self, samples: NDArray) -> NDArray[np.float64]:
-        """The same in the units of the samples."""
+        """Return the middle of each sample's cell, in the units of the samples."""
         return self.step * self.middles(samples)
 
     def holds(self, values: NDArray, tolerance: float) -> bool:
-        """Whether all these values are levels."""
+        """Return whether all these values are levels, up to `tolerance`."""
         return bool((np.abs(self.centres(values) - self.step * self.shift - values) <= tolerance).all())
 
     def __str__(self) -> str:
@@ -66,47 +85,54 @@ class Grid:
 
 
 def mid_rise(bits: int) -> Grid:
-    """The grid of `pdunroll.quantize`."""
+    """Return the grid of `pdunroll.quantize` with this number of bits."""
     return Grid("mid-rise", 2.0 ** (1 - bits), 0.5 - 2.0 ** (bits - 1), 2**bits)
 
 
-def find(levels: NDArray, counts: NDArray, rounding: float) -> Grid | None:
-    """The grid of the coarsest uniform quantizer whose levels these are, or None if there is none.
+def infer_grid(levels: NDArray, counts: NDArray, rounding: float) -> Grid | None:
+    """Return the grid of the coarsest uniform quantizer that has these levels, or None if there is none.
 
     Args:
-        levels: the values that a channel's samples take, ascending  (k,)
-        counts: how many samples have each of them  (k,)
-        rounding: the error that the levels may have from being stored, such as one unit of 16-bit samples.
+        levels: the values that a channel's samples take, ascending, (k,).
+        counts: how many samples have each of them, (k,).
+        rounding: the error that storage may have made in the levels, such as one unit of 16-bit samples.
+
+    Example:
+        >>> import numpy as np
+        >>> from pdunroll.restore.grid import infer_grid
+        >>> print(infer_grid(np.array([-0.6, -0.2, 0.2, 0.6]), np.array([1, 3, 4, 1]), rounding=1e-9))
+        mid-rise, 4 levels 0.4 apart
     """
     if len(levels) < 2:
         return None
     levels = levels.astype(np.float64)
-    for tolerance in (rounding, PRECISION * float(np.abs(levels).max())):
+    for tolerance in (rounding, FLOAT32_ERROR * float(np.abs(levels).max())):
         if (grid := _fit(levels, tolerance)) is not None:
             return _cut_off(grid, levels, counts) if grid.kind == "mid-tread" else grid
     return None
 
 
 def _fit(levels: NDArray, tolerance: float) -> Grid | None:
+    """Return the coarsest grid that holds the levels up to `tolerance`, if chance does not explain it."""
     gaps = np.diff(levels)
     closest = gaps[gaps < 1.5 * gaps.min()].mean()
-    for parts in range(1, MISSING + 1):
+    for parts in range(1, MAX_STEPS_APART + 1):
         if closest / parts < 8 * tolerance:
             return None
         for kind, phase in (("mid-rise", 0.5), ("mid-tread", 0.0), ("shifted", None)):
             grid = _regression(levels, gaps, closest / parts, phase, kind)
-            fitted = len(levels) - (2 if phase is None else 1)  # numbers that could have failed to fit
-            chance = MISSING * (4 * tolerance / grid.step) ** fitted
-            if grid.count <= MOST_LEVELS and chance <= CHANCE and grid.holds(levels, tolerance):
-                exact = replace(grid, step=2.0 ** round(math.log2(grid.step)))  # full scale, without errors of storage
+            fitted = len(levels) - (2 if phase is None else 1)  # values that could have failed to fit
+            chance = MAX_STEPS_APART * (4 * tolerance / grid.step) ** fitted
+            if grid.count <= MAX_LEVELS and chance <= MAX_CHANCE and grid.holds(levels, tolerance):
+                exact = replace(grid, step=2.0 ** round(math.log2(grid.step)))  # that of a quantizer on [-1, 1]
                 return exact if phase is not None and exact.holds(levels, tolerance) else grid
     return None
 
 
 def _regression(levels: NDArray, gaps: NDArray, step: float, phase: float | None, kind: str) -> Grid:
-    """Least squares of levels = step * (whole numbers + phase), with the phase given or free."""
-    anchor = int(np.abs(levels).argmin())
-    for _ in range(3):  # a better step numbers distant levels better
+    """Fit levels = step * (whole numbers + phase) by least squares, with the phase given or free."""
+    anchor, numbers = int(np.abs(levels).argmin()), np.zeros(len(levels))
+    for _ in range(3):  # each step size is better, and numbers distant levels better
         numbers = np.concatenate(([0.0], np.cumsum(np.rint(gaps / step))))
         if phase is None:
             step, origin = (float(part) for part in np.polyfit(numbers, levels, 1))
@@ -120,12 +146,13 @@ def _regression(levels: NDArray, gaps: NDArray, step: float, phase: float | None
 
 
 def _cut_off(grid: Grid, levels: NDArray, counts: NDArray) -> Grid:
-    """`grid` with its levels at the lower ends of the cells, if the sound is more like sound that way.
+    """Return `grid` with its levels at the lower ends of the cells, if the counts fit that better.
 
-    Two signs are weighed. Sound is about symmetric to zero: with N(k) samples at level k, rounding makes N(k) and N(-k)
-    alike, cutting off N(k) and N(-1-k). And its mean is about zero: that of k is then about 0 or at most -1/2. Level 0
-    is left out of both, it holds digital silence, too. Speech is skew-free enough for the first but may have a small
-    offset, tones the other way round; a recording at 7 bits or more whose offset is half a step counts as rounded.
+    Two properties of sound are weighed. It is about symmetric to zero: with N(k) samples at level k, rounding makes
+    N(k) about equal to N(-k), and cutting off makes N(k) about equal to N(-1-k). Its mean is about zero: rounding makes
+    the mean of k about 0, and cutting off makes it -1/2 or less. Level 0 is left out of both, because it also holds
+    digital silence. Speech is symmetric but may have a small offset; tones may be asymmetric but have none. A recording
+    at 7 bits or more with an offset of half a step counts as rounded.
     """
     numbers = np.rint(levels / grid.step).astype(int)
     reach = int(np.abs(numbers).max()) + 1

@@ -1,7 +1,7 @@
-"""Trained operators as files of their own, with what made them; one comes with the package.
+"""Trained operators as files of their own, with their provenance; one comes with the package.
 
 An operator file is an npz with `operator`, K (m, n) in float32, and `provenance`, a JSON object as a string. To make
-one of a finished training:
+one from a finished training:
 
     from pdunroll.restore import operator_file as operators
     operators.save("mine.npz", operators.from_run("multirun/mine/CELL", command="python -m pdunroll train ..."))
@@ -27,16 +27,24 @@ SHIPPED = Path(str(resources.files("pdunroll.restore") / "operator.npz"))
 
 
 class Operator(NamedTuple):
-    """A trained K and where it comes from."""
+    """A trained K and its provenance."""
 
     matrix: NDArray  # (m, n), float32 or float64
-    provenance: dict[str, Any]  # {} if nothing is known
+    provenance: dict[str, Any]  # data, bits, sample_rate, settings and more; {} if nothing is known
 
 
 def load(path: str | Path) -> Operator:
-    """Read an operator file, or the operator.npy of a training (with what the run.json beside it says of it).
+    """Read an operator file, or the operator.npy of a training, whose provenance is in the run.json beside it.
 
-    Raises `InputError` naming the file if it is missing, damaged or holds no finite matrix of floating-point numbers.
+    Raises:
+        InputError: naming the file if it is missing or damaged, or if it holds no finite matrix of floating-point
+            numbers.
+
+    Example:
+        >>> from pdunroll.restore import operator_file
+        >>> matrix, provenance = operator_file.load(operator_file.SHIPPED)
+        >>> matrix.shape, provenance["bits"], provenance["sample_rate"]
+        ((320, 320), 4, 16000)
     """
     path = Path(path)
     if not path.is_file():
@@ -53,7 +61,7 @@ def load(path: str | Path) -> Operator:
             raise InputError(f"{path} cannot be read as an operator ({error}); replace it") from None
     if matrix.ndim != 2 or 0 in matrix.shape or matrix.dtype.kind != "f":
         raise InputError(f"{path} holds a {matrix.dtype} array of shape {matrix.shape}, not an operator (m, n)")
-    with np.errstate(over="ignore"):  # of long doubles
+    with np.errstate(over="ignore"):  # long doubles may be too large
         matrix = matrix.astype(np.float32 if matrix.dtype.itemsize <= 4 else np.float64)
     if not np.isfinite(matrix).all() or not matrix.any():
         raise InputError(f"{path} holds an operator that is zero or not finite; replace it")
@@ -61,20 +69,28 @@ def load(path: str | Path) -> Operator:
 
 
 def from_run(folder: str | Path, command: str) -> Operator:
-    """The operator of a finished training, trained by `command`; raises `InputError` if it is not finished."""
+    """Return the operator of a finished training.
+
+    Args:
+        folder: multirun/<name>/<run>.
+        command: the command that trained it, for the provenance.
+
+    Raises:
+        InputError: if the training is not finished.
+    """
     folder = Path(folder)
     return Operator(load(folder / OPERATOR).matrix, {"command": command, **_provenance(folder / RECORD)})
 
 
 def save(path: str | Path, operator: Operator) -> None:
-    """Write an operator file."""
+    """Write an operator file, with the matrix in float32."""
     with atomic(Path(path)) as temporary, temporary.open("wb") as file:
         provenance = json.dumps(operator.provenance)
         np.savez_compressed(file, operator=operator.matrix.astype(np.float32), provenance=np.array(provenance))
 
 
 def _provenance(path: Path) -> dict[str, Any]:
-    """What a finished training's record says of its operator."""
+    """Return the provenance of a finished training's operator, from its run.json."""
     record = read_json(path, kind=Record)  # of any version: an optimum does not depend on the step sizes
     if record["status"] != "finished":
         raise InputError(f"{path.parent} is not a finished training; run its command again")

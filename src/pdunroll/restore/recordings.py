@@ -1,4 +1,4 @@
-"""Recordings of low bit depth: what is in a file, its quantization cells, and numbers that a file can hold within them.
+"""Recordings of low bit depth: the values in a file, its quantization cells, and output that stays within them.
 
 Files are read in blocks, never as a whole.
 """
@@ -6,7 +6,6 @@ Files are read in blocks, never as a whole.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,48 +16,57 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pdunroll.errors import InputError
-from pdunroll.restore import grid as levels
-from pdunroll.restore.grid import MOST_LEVELS, Grid
-from pdunroll.speech.sources import require_whole
+from pdunroll.restore.grid import MAX_LEVELS, Grid, infer_grid, mid_rise
+from pdunroll.speech.sources import file_name, require_whole
 
 if TYPE_CHECKING:
     from soundfile import SoundFile
 
-PEAKS = 1e-30, 1e30  # of a channel: with these, its cells are well within the range of 32-bit numbers
-SUBTYPES = {".wav": "FLOAT", ".flac": "PCM_24"}  # of output
+PEAKS = 1e-30, 1e30  # the range of a channel's peak in which 32-bit numbers hold its cells
+SUBTYPES = {".wav": "FLOAT", ".flac": "PCM_24"}  # the formats of the output
 
 
 @dataclass(frozen=True)
 class Recording:
-    """An audio file and what a first look at all of its samples has shown."""
+    """An audio file and the values in it.
+
+    Attributes:
+        path: the file.
+        rate: in Hz.
+        samples: the number of samples of each channel.
+        values: for each channel, how many samples have which value; None if there are more than `MAX_LEVELS` values.
+        unit: the error that storage may have made in a level.
+    """
 
     path: Path
-    rate: int  # Hz
-    samples: int  # of each channel
-    values: list[dict[float, int] | None]  # of each channel: its values and their counts, None if they are too many
-    unit: float  # the error that storing a level may have made
+    rate: int
+    samples: int
+    values: list[dict[float, int] | None]
+    unit: float
 
     @property
     def channels(self) -> int:
+        """Return the number of channels."""
         return len(self.values)
 
     @property
     def shape(self) -> str:
-        """Such as "2 x 48000 samples, 16000 Hz"."""
+        """Return a description such as "2 x 48000 samples, 16000 Hz"."""
         return f"{self.channels} x {self.samples} samples, {self.rate} Hz"
 
-    def blocks(self, size: int) -> Iterator[NDArray[np.float64]]:
-        """The samples, (size, channels) at a time."""
+    def blocks(self, size: int) -> Iterator[NDArray]:
+        """Yield the samples in float64, in blocks of (size, channels); the last block may be shorter."""
         import soundfile
 
-        return soundfile.blocks(os.fsencode(self.path), size, dtype="float64", always_2d=True)
+        return soundfile.blocks(file_name(self.path), size, dtype="float64", always_2d=True)
 
 
 def scan(path: Path) -> Recording:
-    """Read a file once.
+    """Read a file once and return what is in it.
 
-    Raises `InputError` naming it if it is no audio, damaged, empty, not finite, silent, or too loud or too soft for the
-    32-bit numbers of the output.
+    Raises:
+        InputError: naming the file if it is no audio, damaged, empty, not finite, silent, or too loud or too soft for
+            the 32-bit numbers of the output.
     """
     import soundfile
 
@@ -67,7 +75,7 @@ def scan(path: Path) -> Recording:
     read, peaks = 0, np.zeros(0)
     try:
         require_whole(path)
-        info = soundfile.info(os.fsencode(path))
+        info = soundfile.info(file_name(path))
         unit = 2.0**-7 if info.subtype in ("PCM_S8", "PCM_U8") else 2.0**-15
         found = Recording(path, info.samplerate, info.frames, [{} for _ in range(info.channels)], unit)
         peaks = np.zeros(info.channels)
@@ -90,30 +98,37 @@ def scan(path: Path) -> Recording:
 
 
 def _count(recording: Recording, block: NDArray) -> None:
-    """Add the values of a block (samples, channels) to those of `recording`."""
+    """Add the values of a block (samples, channels) to those of the recording."""
     if not np.isfinite(block).all():
         raise InputError(f"{recording.path} holds samples that are NaN or infinite; replace them")
     for channel, counts in enumerate(recording.values):
         if counts is not None:
             for value, count in zip(*np.unique_counts(block[:, channel]), strict=True):
                 counts[float(value)] = counts.get(float(value), 0) + int(count)
-            if len(counts) > MOST_LEVELS:
+            if len(counts) > MAX_LEVELS:
                 recording.values[channel] = None
 
 
 def cells(recording: Recording, bits: int | None) -> list[Grid]:
-    """The grid of each channel: found from its values, or that of `bits` bits on [-1, 1].
+    """Return the grid of each channel.
 
-    A channel in which none can be found gets that of another one if its values are levels of it, and a silent one is
-    left as it is. Raises `InputError` asking for --bits where that fails, too.
+    A channel without a grid of its own gets that of another channel if its values are levels of it. A silent channel
+    stays silent.
+
+    Args:
+        recording: as `scan` returns it.
+        bits: that of a quantizer on [-1, 1]; None infers the grids from the values.
+
+    Raises:
+        InputError: asking for --bits where a channel has no grid.
     """
     if bits is not None:
-        return [levels.mid_rise(bits)] * recording.channels
+        return [mid_rise(bits)] * recording.channels
     held = [np.array(sorted(values or {})) for values in recording.values]
     found: list[Grid | None] = []
     for values, counts in zip(held, recording.values, strict=True):
         weights = np.array([counts[value] for value in values.tolist()] if counts else [])
-        found.append(levels.find(values, weights, _rounding(recording, values)))
+        found.append(infer_grid(values, weights, _rounding(recording, values)))
     known = [grid for grid in found if grid is not None]
     for channel, values in enumerate(held):
         if found[channel] is not None:
@@ -121,9 +136,9 @@ def cells(recording: Recording, bits: int | None) -> list[Grid]:
         if values.tolist() == [0.0] and known:
             found[channel] = replace(known[0], kind="silent", lowest=0.0, count=1, shift=0.0)
             continue
-        suited = (grid for grid in known if len(values) and grid.holds(values, _rounding(recording, values)))
-        if (grid := next(suited, None)) is None:
-            count = len(values) or f"more than {MOST_LEVELS}"
+        fitting = (grid for grid in known if len(values) and grid.holds(values, _rounding(recording, values)))
+        if (grid := next(fitting, None)) is None:
+            count = len(values) or f"more than {MAX_LEVELS}"
             raise InputError(
                 f"{recording.path}: channel {channel + 1} has no evenly spaced levels of 12 bits or less ({count} "
                 "different values); say by --bits N that it was quantized to N bits on [-1, 1]"
@@ -133,11 +148,12 @@ def cells(recording: Recording, bits: int | None) -> list[Grid]:
 
 
 def _rounding(recording: Recording, values: NDArray) -> float:
+    """Return the error that storage may have made in these levels, relative to full scale or the peak beyond it."""
     return recording.unit * float(np.abs(values).max(initial=1.0))
 
 
 def require_same_shape(reference: Recording, recording: Recording) -> None:
-    """Raise `InputError` if two recordings can't be compared sample by sample."""
+    """Raise `InputError` if two recordings cannot be compared sample by sample."""
     if reference.shape != recording.shape:
         raise InputError(
             f"--reference {reference.path} has {reference.shape}, but {recording.path} {recording.shape}; "
@@ -146,7 +162,7 @@ def require_same_shape(reference: Recording, recording: Recording) -> None:
 
 
 def require_storable(grids: list[Grid], output: Path) -> None:
-    """Raise `InputError` if the format of `output` holds no number in an outermost cell."""
+    """Raise `InputError` if the format of `output` has no number in an outermost cell."""
     for grid in grids if output.suffix.lower() == ".flac" else []:
         lowest = grid.lowest + grid.shift  # middle of a cell, in steps
         if grid.step * (lowest + 0.5) < -1.0 or grid.step * (lowest + grid.count - 1.5) > 1.0 - 2.0**-23:
@@ -154,8 +170,17 @@ def require_storable(grids: list[Grid], output: Path) -> None:
 
 
 def storable(samples: NDArray, grids: list[Grid], restored: NDArray, subtype: str) -> NDArray:
-    """`restored` (N, channels) as what soundfile writes to `subtype` unchanged: the nearest numbers that lie in the
-    cells of `samples`."""
+    """Return the numbers of the output format that are nearest to `restored` and in the cells of `samples`.
+
+    Args:
+        samples: of the recording, (N, channels).
+        grids: that of each channel.
+        restored: (N, channels).
+        subtype: one of `SUBTYPES`.
+
+    Returns:
+        What soundfile writes in this subtype without changing it, (N, channels).
+    """
     centre = np.stack([grid.centres(column) for grid, column in zip(grids, samples.T, strict=True)], axis=1)
     radius = np.array([grid.radius for grid in grids])
     lower, upper = centre - radius, centre + radius
@@ -169,13 +194,12 @@ def storable(samples: NDArray, grids: list[Grid], restored: NDArray, subtype: st
 
 @contextmanager
 def writing(path: Path, suffix: str, rate: int, channels: int) -> Iterator[SoundFile]:
-    """Open `path` for samples in the format that `suffix` names; the same samples give the same bytes at any time."""
+    """Open `path` for samples in the format of a suffix; the same samples give the same bytes at any time."""
     import soundfile
 
-    name = os.fsencode(path)  # as text it could not be one that is not UTF-8
-    with soundfile.SoundFile(name, "w", rate, channels, SUBTYPES[suffix], format=suffix[1:].upper()) as file:
+    with soundfile.SoundFile(file_name(path), "w", rate, channels, SUBTYPES[suffix], format=suffix[1:].upper()) as file:
         yield file
-    if suffix == ".wav":  # libsndfile puts the time of day into its chunk of peaks, after a name, a size and a version
+    if suffix == ".wav":  # libsndfile writes the time of day into its PEAK chunk, after its name, size and version
         with path.open("r+b") as header:
             peaks = header.read(256).find(b"PEAK")
             if peaks > 0:
@@ -184,29 +208,41 @@ def writing(path: Path, suffix: str, rate: int, channels: int) -> Iterator[Sound
 
 
 class Distortion:
-    """Signal-to-distortion ratio of what comes in blocks, over all channels."""
+    """The signal-to-distortion ratio of a signal that comes in blocks, over all channels.
+
+    Args:
+        channels: how many there are.
+
+    Example:
+        >>> import numpy as np
+        >>> from pdunroll.restore.recordings import Distortion
+        >>> score = Distortion(channels=1)
+        >>> score.add(np.array([[1.0], [-1.0]]), np.array([[0.9], [-0.9]]))
+        >>> round(score.sdr(), 6), round(score.scale_invariant_sdr(), 6)
+        (20.0, 200.0)
+    """
 
     def __init__(self, channels: int) -> None:
-        # of truth, estimate and their difference: energies; of truth and estimate: the inner product
+        # the energies of truth, estimate and their difference, and the inner product of truth and estimate
         self.truth, self.estimate, self.error, self.product = np.zeros((4, channels))
 
     def add(self, truth: NDArray, estimate: NDArray) -> None:
-        """Count in a block, (N, channels)."""
+        """Add one block of the truth and the estimate, (N, channels) each."""
         self.truth += (truth**2).sum(axis=0)
         self.estimate += (estimate**2).sum(axis=0)
         self.error += ((truth - estimate) ** 2).sum(axis=0)
         self.product += (truth * estimate).sum(axis=0)
 
     def sdr(self) -> float:
-        """10 log10 of ||truth||^2 / ||truth - estimate||^2: the SNR of the estimate, in dB."""
+        """Return 10 log10 of ||truth||^2 / ||truth - estimate||^2, the SNR of the estimate, in dB."""
         return decibels(self.truth.sum(), self.error.sum())
 
     def scale_invariant_sdr(self) -> float:
-        """The same with the truth scaled to fit best, each channel by a factor of its own (Le Roux et al. 2019)."""
+        """Return the SDR with each channel of the truth scaled to fit best, in dB (Le Roux et al. 2019)."""
         target = self.product**2 / np.where(self.truth > 0.0, self.truth, 1.0)
         return decibels(target.sum(), (self.estimate - target).sum())
 
 
 def decibels(signal: float, distortion: float) -> float:
-    """Their ratio in dB, at most 200."""
+    """Return the ratio of two energies in dB, at most 200."""
     return 10.0 * math.log10(max(signal, 1e-300) / max(distortion, 1e-20 * signal, 1e-300))

@@ -1,60 +1,74 @@
-"""Restore a recording of low bit depth.  python -m pdunroll restore in.wav out.wav [--operator FILE] [--bits N]
+"""Restore a recording of low bit depth, as `python -m pdunroll restore in.wav out.wav` does.
 
 Every channel is cut into frames of n samples, and every frame becomes the certified optimum of
 
     argmin_y ||K y||_1   subject to   y in the quantization cells of the recording
 
-with the learned operator K (m, n). What was decided, and why:
+with the learned operator K (m, n). The decisions and their reasons:
 
 - A recording is processed at its own rate. Resampling would mix samples and lose their cells, which are all that is
-  known for certain. At rates other than the operator's a frame has another duration than those that K has learned from.
-- The cells are found from the values in the file, for each channel (`pdunroll.restore.grid`). --bits N says
-  instead that they are those of `pdunroll.quantize`.
+  known for certain. At rates other than the operator's, a frame has another duration than those of the training.
+- The cells are inferred from the values in the file, for each channel (`pdunroll.restore.grid`). With --bits N they are
+  those of `pdunroll.quantize` instead.
 - The optimum scales with the cells, so one operator serves all bit depths and volumes. Frames are solved in units in
-  which a cell is as wide as at 4 bits, so that rounding errors are alike, too. The gain is another matter: on eight
-  IEEE test sentences SDR rose by 7.6, 6.4, 4.7, 2.5, 0.1 dB at 2, 3, 4, 5, 6 bits and fell by 3.3 dB at 8; a note says
-  so where a recording has many levels.
-- The last frame, if short, is filled with the samples before it, whose results are dropped: everything in it is true
-  sound in true cells. A recording shorter than a frame is mirrored at its start, as the DCT continues its frames.
-- The output is a format that can hold numbers in the cells: 32-bit float (.wav) or 24 bit (.flac).
+  which a cell is as wide as at 4 bits, so that rounding errors do not depend on the volume. The gain does depend on the
+  bit depth: on eight IEEE test sentences SDR rose by 7.6, 6.4, 4.7, 2.5, 0.1 dB at 2, 3, 4, 5, 6 bits and fell by
+  3.3 dB at 8. A note says so where a recording has many levels.
+- A short last frame is filled with the samples before it, whose results are dropped, so that all its samples are true
+  ones in true cells. A recording shorter than a frame is mirrored at its start, as the DCT continues its frames.
+- The output format must have numbers in the cells: 32-bit float (.wav) or 24 bit (.flac).
 """
 
 from __future__ import annotations
 
 import os
 import time
+import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+import soundfile
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from pdunroll.core.solve import solve
 from pdunroll.errors import InputError, require_integer
+from pdunroll.files import atomic
 from pdunroll.processes import printable
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from pdunroll.restore.grid import Grid
-    from pdunroll.restore.recordings import Recording
+from pdunroll.restore import operator_file, recordings
+from pdunroll.restore.grid import Grid
+from pdunroll.restore.recordings import Distortion, Recording
 
 BLOCK = 128  # frames that are solved together
 TOLERANCE = 1e-6  # relative duality gap
-FEW_LEVELS = 64  # of 6 bits: above that nothing is gained on speech
+FEW_LEVELS = 64  # those of 6 bits; with more, nothing is gained on speech
 RADIUS = 1 / 16  # half a cell, in the units in which frames are solved
+
+Score = tuple[str, float, float]  # a measure, its value for the input and for the result in dB
 
 
 def restore_file(
     path: Path, output: Path, *, operator: Path | None = None, bits: int | None = None, reference: Path | None = None
 ) -> None:
-    """Restore `path` to `output` and print what was found; raises `InputError` naming the file or option at fault."""
-    import torch
+    """Restore a recording and print a summary.
 
-    from pdunroll.restore import operator_file as operators
-    from pdunroll.restore import recordings
+    Args:
+        path: the recording, in any format that libsndfile reads.
+        output: the result, a .wav (32-bit float) or .flac (24 bit) in an existing folder.
+        operator: an operator file, or the operator.npy of a training; by default the one that comes with the package.
+        bits: take the cells of `pdunroll.quantize` with this number of bits, 1 to 16, instead of inferring them.
+        reference: the recording before quantization, to print the SDR against it.
 
-    torch.set_num_threads(1)  # for matrices as small as these more threads only wait for each other
+    Raises:
+        InputError: naming the file or option at fault.
+    """
+    torch.set_num_threads(1)  # for matrices as small as these, several threads only wait for each other
     if bits is not None:
         require_integer("--bits", bits, 1, 16)
     check_output(output, (path, operator, reference), tuple(recordings.SUBTYPES))
-    K, provenance = operators.load(operator or operators.SHIPPED)
+    K, provenance = operator_file.load(operator or operator_file.SHIPPED)
     recording = recordings.scan(path)
     grids = recordings.cells(recording, bits)
     recordings.require_storable(grids, output)
@@ -62,15 +76,7 @@ def restore_file(
     if reference is not None:
         truth = recordings.scan(reference)
         recordings.require_same_shape(truth, recording)
-
-    print(f"{path}: {recording.shape}, {recording.samples / recording.rate:.2f} s")
-    for number, grid in enumerate(grids, start=1):
-        print(f"channel {number}: {grid}")
-    if max(grid.count for grid in grids) > FEW_LEVELS:
-        print(f"note: with more than {FEW_LEVELS} levels the result may be further from the truth than the recording")
-    for number, grid in enumerate(grids, start=1):
-        if grid.kind != "silent" and grid.zero_is_everywhere:
-            print(f"note: every cell of channel {number} holds 0, the sparsest signal: it comes out as silence")
+    print_cells(recording, grids)
     print(f"operator: {operator or 'of pdunroll'}, {K.shape[0]} x {K.shape[1]}, {origin(provenance, recording.rate)}")
     start = time.perf_counter()
     gaps, scores = write(recording, output, K, grids, truth)
@@ -85,8 +91,20 @@ def restore_file(
     print(output)
 
 
+def print_cells(recording: Recording, grids: list[Grid]) -> None:
+    """Print the shape of a recording, the grid of each channel, and notes where little is to be expected."""
+    print(f"{recording.path}: {recording.shape}, {recording.samples / recording.rate:.2f} s")
+    for number, grid in enumerate(grids, start=1):
+        print(f"channel {number}: {grid}")
+    if max(grid.count for grid in grids) > FEW_LEVELS:
+        print(f"note: with more than {FEW_LEVELS} levels the result may be further from the truth than the recording")
+    for number, grid in enumerate(grids, start=1):
+        if grid.kind != "silent" and grid.zero_is_everywhere:
+            print(f"note: every cell of channel {number} holds 0, the sparsest signal: it comes out as silence")
+
+
 def check_output(output: Path, inputs: tuple[Path | None, ...], suffixes: tuple[str, ...]) -> None:
-    """Raise `InputError` if `output` cannot become a file of its own."""
+    """Raise `InputError` unless `output` can become a file with one of the suffixes that is none of the inputs."""
     if output.suffix.lower() not in suffixes:
         raise InputError(f"{output} must be named {' or '.join(suffixes)}; these keep every sample in its cell")
     if output.is_dir() or not output.parent.is_dir():
@@ -96,7 +114,7 @@ def check_output(output: Path, inputs: tuple[Path | None, ...], suffixes: tuple[
 
 
 def origin(provenance: dict[str, Any], rate: int) -> str:
-    """What is known of an operator, with a word of caution at other rates than it has learned from."""
+    """Return a description of an operator's training, with a caution at rates other than that of its training."""
     if not {"data", "bits", "sample_rate"} <= set(provenance):
         return "of unknown origin"
     learned = provenance["sample_rate"]
@@ -106,18 +124,22 @@ def origin(provenance: dict[str, Any], rate: int) -> str:
 
 def write(
     recording: Recording, output: Path, K: NDArray, grids: list[Grid], truth: Recording | None
-) -> tuple[list[float], list[tuple[str, float, float]]]:
+) -> tuple[list[float], list[Score]]:
     """Restore a recording block by block.
 
-    Returns the relative gap of each frame and, given the truth, (measure, of the input, of the result) in dB.
+    Args:
+        recording: the recording.
+        output: the file to write.
+        K: the operator, (m, n).
+        grids: that of each channel.
+        truth: the recording before quantization.
+
+    Returns:
+        The relative duality gap of each frame and, given the truth, the scores.
+
+    Raises:
+        InputError: if the output cannot be written.
     """
-    import numpy as np
-    import soundfile
-    from tqdm import tqdm
-
-    from pdunroll.files import atomic
-    from pdunroll.restore.recordings import Distortion, storable, writing
-
     n, channels = K.shape[1], recording.channels
     size = n * max(1, BLOCK // channels)
     gaps: list[float] = []
@@ -127,12 +149,12 @@ def write(
     try:
         with (
             atomic(output) as temporary,
-            writing(temporary, output.suffix.lower(), recording.rate, channels) as file,
+            recordings.writing(temporary, output.suffix.lower(), recording.rate, channels) as file,
             tqdm(total=channels * -(-recording.samples // n), unit="frame", desc=printable(output.name)) as bar,
         ):
             for samples in recording.blocks(size):
                 result, found = restore(K, before, samples, grids)
-                file.write(storable(samples, grids, result, file.subtype))
+                file.write(recordings.storable(samples, grids, result, file.subtype))
                 before = samples[-n:]
                 gaps += found
                 bar.update(len(found))
@@ -151,19 +173,19 @@ def write(
 
 
 def restore(K: NDArray, before: NDArray, samples: NDArray, grids: list[Grid]) -> tuple[NDArray, list[float]]:
-    """Restore one block of samples (N, channels) to the optima of its frames; returns these and the relative gaps.
+    """Restore one block of samples to the optima of its frames.
 
-    `before` are the samples ahead of the block, (n or 0, channels): the last frame, if short, is filled with them.
+    Args:
+        K: the operator, (m, n).
+        before: the n samples before the block, or none, (n or 0, channels); they fill a short last frame.
+        samples: the block, (N, channels).
+        grids: that of each channel.
+
+    Returns:
+        The restored samples, (N, channels), and the relative duality gap of each frame.
     """
-    import warnings
-
-    import numpy as np
-    import torch
-
-    from pdunroll.core.solve import solve
-
     n, (N, channels) = K.shape[1], samples.shape
-    units = np.array([grid.radius / RADIUS for grid in grids])  # frames are solved in these; middle cells stay exact
+    units = np.array([grid.radius / RADIUS for grid in grids])  # in which frames are solved; middle cells stay exact
     joined = np.concatenate((before, samples))
     x = 2.0 * RADIUS * np.stack([grid.middles(column) for grid, column in zip(grids, joined.T, strict=True)], axis=1)
     whole, rest = divmod(N, n)
@@ -174,7 +196,7 @@ def restore(K: NDArray, before: NDArray, samples: NDArray, grids: list[Grid]) ->
         frames = np.concatenate((frames, last[None]))
     observation = torch.from_numpy(frames.transpose(0, 2, 1).reshape(-1, n))
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".* frames are not certified")  # counted and said at the end
+        warnings.filterwarnings("ignore", message=".* frames are not certified")  # the summary counts them
         found = solve(torch.from_numpy(K), observation, radius=RADIUS, tolerance=TOLERANCE)
     y = found.primal.numpy().reshape(-1, channels, n).transpose(0, 2, 1)
     result = np.concatenate((y[:whole].reshape(-1, channels), y[whole:, n - rest :].reshape(-1, channels)))

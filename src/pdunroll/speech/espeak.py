@@ -1,8 +1,8 @@
 """Synthetic speech: sentences of our own composition, spoken by espeak-ng.
 
-espeak-ng is a formant synthesizer that comes as a wheel with its voices (espeakng-loader). Its noise generator runs
-on from sentence to sentence, so the speech is the same on every run only if one fresh process says everything in a
-fixed order; `speak` starts that process. (And only with voices that do not breathe: see conf/data/synthetic.yaml.)
+espeak-ng is a formant synthesizer that comes as a wheel with its voices (espeakng-loader). Its noise generator keeps
+its state from sentence to sentence, so that the speech is the same on every run only if a new process speaks all
+sentences in a fixed order, which `speak` starts, and only with voices that do not breathe (conf/data/synthetic.yaml).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import signal
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import active_children, get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,7 +45,14 @@ _SYNCHRONOUS, _DO_NOT_EXIT, _UTF8 = 2, 0x8000, 1  # constants of speak_lib.h
 
 
 def compose(generator: random.Random) -> str:
-    """One sentence, such as "The pale donkey carries a thick quilt near the icy shore."."""
+    """Return a sentence of random words.
+
+    Example:
+        >>> import random
+        >>> from pdunroll.speech.espeak import compose
+        >>> compose(random.Random(0))
+        'The careful zebra questions the quiet shepherd along the winding path.'
+    """
     subject, thing = generator.sample(_NOUNS, 2)
     first, second = generator.sample(_ADJECTIVES, 2)
     verb, place = generator.choice(_VERBS), generator.choice(_PLACES)
@@ -52,9 +60,17 @@ def compose(generator: random.Random) -> str:
 
 
 def speak(seconds: dict[str, float], seed: int) -> tuple[int, dict[str, list[NDArray[np.int16]]]]:
-    """Say new sentences until each voice has spoken for its `seconds`; in one fresh process.
+    """Speak new sentences until each voice has spoken for its time, in a new process.
 
-    Returns the sample rate in Hz and, for each voice (an espeak name such as "en-us+f2"), one array a sentence.
+    Args:
+        seconds: for each voice, an espeak name such as "en-us+f2", how long it is to speak.
+        seed: of the sentences.
+
+    Returns:
+        The sample rate in Hz and, for each voice, one array a sentence.
+
+    Raises:
+        InputError: for voices that espeak-ng does not have, and where it cannot be loaded.
     """
     with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
         future = pool.submit(_speak_here, seconds, seed)
@@ -69,24 +85,11 @@ def speak(seconds: dict[str, float], seed: int) -> tuple[int, dict[str, list[NDA
 def _speak_here(seconds: dict[str, float], seed: int) -> tuple[int, dict[str, list[NDArray[np.int16]]]]:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # an exception could not leave the callback below
     end_with_parent()
-    try:
-        import espeakng_loader
-
-        library = ctypes.CDLL(espeakng_loader.get_library_path())
-        data = espeakng_loader.get_data_path()
-    except (ImportError, OSError, RuntimeError) as error:
-        raise InputError(
-            f"espeak-ng cannot be loaded on this platform ({error}); use data=ieee or data=folder"
-        ) from None
-    rate = library.espeak_Initialize(_SYNCHRONOUS, 0, str(data).encode(), _DO_NOT_EXIT)
-    if rate <= 0:
-        raise InputError(
-            f"espeak-ng cannot read its voices in {data}; install into a folder with a path of under 100 characters"
-        )
+    library, data, rate = _load()
     heard: list[NDArray[np.int16]] = []
 
     @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
-    def listen(samples, count, events):
+    def listen(samples: Any, count: int, events: Any) -> int:
         if samples and count > 0:
             heard.append(np.ctypeslib.as_array(samples, (count,)).copy())
         return 0
@@ -96,12 +99,7 @@ def _speak_here(seconds: dict[str, float], seed: int) -> tuple[int, dict[str, li
     said: set[str] = set()
     speech: dict[str, list[NDArray[np.int16]]] = {}
     for voice, wanted in seconds.items():
-        variant = voice.partition("+")[2]  # an unknown variant would be passed over in silence
-        if library.espeak_SetVoiceByName(voice.encode()) != 0 or not (Path(data) / "voices" / "!v" / variant).exists():
-            raise InputError(
-                f"data.source.voices: espeak-ng has no voice {voice!r}; languages are in {data}/lang, "
-                f"variants (after the +) in {data}/voices/!v"
-            )
+        _choose(library, data, voice)
         speech[voice] = []
         spoken = 0
         while spoken < wanted * rate:
@@ -118,3 +116,31 @@ def _speak_here(seconds: dict[str, float], seed: int) -> tuple[int, dict[str, li
             spoken += len(speech[voice][-1])
     library.espeak_Terminate()
     return rate, speech
+
+
+def _load() -> tuple[ctypes.CDLL, Path, int]:
+    """Return the library, the folder of its data and its sample rate in Hz."""
+    try:
+        import espeakng_loader
+
+        library = ctypes.CDLL(espeakng_loader.get_library_path())
+        data = espeakng_loader.get_data_path()
+    except (ImportError, OSError, RuntimeError) as error:
+        raise InputError(
+            f"espeak-ng cannot be loaded on this platform ({error}); use data=ieee or data=folder"
+        ) from None
+    rate = library.espeak_Initialize(_SYNCHRONOUS, 0, str(data).encode(), _DO_NOT_EXIT)
+    if rate <= 0:
+        raise InputError(
+            f"espeak-ng cannot read its voices in {data}; install into a folder with a path of under 100 characters"
+        )
+    return library, Path(data), rate
+
+
+def _choose(library: ctypes.CDLL, data: Path, voice: str) -> None:
+    variant = voice.partition("+")[2]  # espeak-ng ignores unknown variants without an error
+    if library.espeak_SetVoiceByName(voice.encode()) != 0 or not (data / "voices" / "!v" / variant).exists():
+        raise InputError(
+            f"data.source.voices: espeak-ng has no voice {voice!r}; languages are in {data}/lang, "
+            f"variants (after the +) in {data}/voices/!v"
+        )

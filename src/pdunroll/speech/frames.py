@@ -1,7 +1,7 @@
 """From recordings to the dataset: peak normalisation, frames, quantization, and their storage on disk.
 
-A prepared folder holds one npz a split and manifest.json. Stored are the samples as recorded (int16 where the source
-has them) with each file's peak, and the numbers of the quantization cells, so that y and x come back exactly:
+A prepared folder holds manifest.json and one npz for each split. The npz has the samples as recorded (int16 where the
+source has them), each file's peak and the numbers of the quantization cells, from which y and x follow exactly:
 y = samples / peak in float64, x = the centre of the cell.
 """
 
@@ -27,27 +27,42 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class Frames:
-    """The frames of one split."""
+    """The frames of one split.
 
-    truth: NDArray[np.float32]  # y  (frames, n)
-    observation: NDArray[np.float32]  # x  (frames, n)
-    file: NDArray[np.int64]  # number of each frame's file in the manifest  (frames,)
+    Attributes:
+        truth: y, (frames, n), of files scaled to peak 1.
+        observation: x, (frames, n).
+        file: the number of each frame's file in the manifest, (frames,).
+    """
+
+    truth: NDArray[np.float32]
+    observation: NDArray[np.float32]
+    file: NDArray[np.int64]
 
 
 def prepare(recordings: Iterable[Recording], folder: Path, *, frame_length: int, bits: int) -> dict[str, Any]:
-    """Cut, quantize and store recordings in `folder`, which is replaced if `prepare` made it; return the manifest.
+    """Cut recordings into frames, quantize and store them.
 
-    frame_length is in samples; what is left at a file's end is dropped. Raises `InputError` naming the recording if
-    it is silent or shorter than a frame, or if two splits hold the same recording, and naming `folder` if there is
-    something in it that no earlier call has written.
+    Args:
+        recordings: of all three splits.
+        folder: the prepared folder; it is replaced if an earlier call has written it.
+        frame_length: n in samples, >= 1; a rest at a file's end is dropped.
+        bits: 1 to 32.
+
+    Returns:
+        The manifest: settings, statistics and files of each split, and a digest of it all.
+
+    Raises:
+        InputError: naming the recording if it is silent or shorter than a frame, or if two splits hold the same
+            recording, and naming `folder` if it holds anything that no earlier call has written.
     """
     require_integer("data.frame_length", frame_length, 1)
-    with replaced(folder, "prepared", ours) as partial:
+    with replaced(folder, "prepared", prepared_files) as partial:
         return _store(_cut(recordings, frame_length, bits), partial, frame_length, bits)
 
 
-def ours(folder: Path) -> set[str]:
-    """Return the names of what `prepare` has written to a folder; none without its manifest."""
+def prepared_files(folder: Path) -> set[str]:
+    """Return the names of the files that `prepare` has written to a folder; none without its manifest."""
     try:
         splits = read_manifest(folder)["splits"]
     except InputError:
@@ -55,7 +70,7 @@ def ours(folder: Path) -> set[str]:
     return {MANIFEST, *(f"{split}.npz" for split in splits)}
 
 
-Splits = dict[str, list[tuple[dict[str, Any], NDArray, NDArray]]]  # split -> entry in the manifest, samples, cells
+Splits = dict[str, list[tuple[dict[str, Any], NDArray, NDArray]]]  # for each file: manifest entry, samples, cells
 
 
 def _cut(recordings: Iterable[Recording], frame_length: int, bits: int) -> Splits:
@@ -90,7 +105,7 @@ def _cut(recordings: Iterable[Recording], frame_length: int, bits: int) -> Split
 
 
 def _store(splits: Splits, folder: Path, frame_length: int, bits: int) -> dict[str, Any]:
-    """Write one npz a split and the manifest, and return the latter."""
+    """Write one npz for each split and the manifest; return the manifest."""
     settings = {"frame_length": frame_length, "bits": bits, "sample_rate": SAMPLE_RATE}
     manifest: dict[str, Any] = {"settings": settings, "splits": {}}
     for split, files in splits.items():
@@ -114,21 +129,29 @@ def _store(splits: Splits, folder: Path, frame_length: int, bits: int) -> dict[s
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a prepared folder; raises `InputError` that says how to make one if it is missing."""
+    """Return the manifest of a prepared folder.
+
+    Raises:
+        InputError: if it is missing or damaged, with the command that makes one.
+    """
     if not (folder / MANIFEST).is_file():
         raise InputError(f"{folder / MANIFEST} is missing; run `{command('prepare')}` first")
     manifest = read_json(folder / MANIFEST, ("settings", "splits", "digest"))
     try:
-        manifest["settings"]["frame_length"], manifest["settings"]["bits"], manifest["settings"]["sample_rate"]
-        for split in SPLITS:
-            manifest["splits"][split]["frames"], manifest["splits"][split]["sha256"], manifest["splits"][split]["files"]
+        parts = [(manifest["settings"], ("frame_length", "bits", "sample_rate"))]
+        parts += [(manifest["splits"][split], ("frames", "sha256", "files")) for split in SPLITS]
+        _ = [part[key] for part, keys in parts for key in keys]
     except (KeyError, TypeError) as error:
         raise InputError(f"{folder / MANIFEST} is damaged ({error}); run `{command('prepare')}` again") from None
     return manifest
 
 
 def load(folder: Path, split: str) -> Frames:
-    """One split of a prepared folder, checked against its manifest."""
+    """Return the frames of one split of a prepared folder.
+
+    Raises:
+        InputError: if the folder is damaged or does not match its manifest.
+    """
     manifest = read_manifest(folder)
     path = folder / f"{split}.npz"
     if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != manifest["splits"][split]["sha256"]:
@@ -139,7 +162,7 @@ def load(folder: Path, split: str) -> Frames:
 
 
 def _decoded(arrays: Any, bits: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """y and x, (frames, n), in float64."""
+    """Return y and x, (frames, n), in float64."""
     truth = arrays["samples"] / arrays["peak"][arrays["file_number"], None]
     return truth, quantizer.decode(arrays["codes"].astype(np.float64), bits)
 
@@ -150,6 +173,6 @@ def _statistics(truth: NDArray, observation: NDArray, half_step: float) -> dict[
         "frames": len(truth),
         "quantized_mse": mse,
         "quantized_snr_db": float(10 * np.log10(np.mean(truth**2) / mse)),
-        # all samples in the two middle cells: 0 is feasible, hence optimal
+        # frames with all samples in the two middle cells, where 0 is feasible and therefore optimal
         "trivial_share": float(np.mean((np.abs(observation) <= half_step).all(axis=1))),
     }

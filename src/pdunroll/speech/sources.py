@@ -1,6 +1,6 @@
-"""Sources of speech: each gives the recordings of the three splits, mono at 16 kHz.
+"""Sources of speech: each yields the recordings of the three splits, mono at 16 kHz.
 
-A new source is one more class with `recordings()` and one more file in conf/data/.
+A new source is a class with a method `recordings()` and a file in conf/data/.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pdunroll.errors import InputError, require_integer, require_positive
 
 SAMPLE_RATE = 16_000  # Hz
-RATES = 1_000, 768_000  # Hz, of files that are read
+RATES = 1_000, 768_000  # Hz, the range of the files that can be read
 SPLITS = ("train", "validation", "test")
 log = logging.getLogger(__name__)
 
@@ -38,21 +38,32 @@ class Source(Protocol):
     """Where speech comes from."""
 
     def recordings(self) -> Iterator[Recording]:
-        """All recordings, in a fixed order; raises `InputError` naming the file at fault."""
+        """Yield all recordings, in a fixed order.
+
+        Raises:
+            InputError: naming the file or setting at fault.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class Synthetic:
-    """espeak-ng speaks sentences composed by the project; no voice is in two splits."""
+    """Random sentences spoken by espeak-ng; no voice is in two splits.
 
-    minutes: float  # of speech in all; 70% for training
-    voices: dict[str, list[str]]  # split -> espeak voices
+    Attributes:
+        minutes: of speech in all; 70% of it is for training.
+        voices: for each split, names of espeak voices.
+        seed: of the sentences.
+    """
+
+    minutes: float
+    voices: dict[str, list[str]]
     seed: int = 0
 
     SHARES: ClassVar = {"train": 0.70, "validation": 0.15, "test": 0.15}
 
     def recordings(self) -> Iterator[Recording]:
+        """Yield one recording for each sentence."""
         import librosa
 
         from pdunroll.speech.espeak import speak
@@ -69,7 +80,7 @@ class Synthetic:
         rate, speech = speak(seconds, self.seed)
         for voice, sentences in speech.items():
             for number, sentence in enumerate(sentences):
-                # polyphase filtering in float64 gives the same samples on all machines, once rounded to 16 bit
+                # rounded to 16 bit, polyphase filtering in float64 gives the same samples on all machines
                 wave = librosa.resample(
                     sentence.astype(np.float64), orig_sr=rate, target_sr=SAMPLE_RATE, res_type="polyphase"
                 )
@@ -81,8 +92,11 @@ class Synthetic:
 class IEEE:
     """The paper's corpus of IEEE (Harvard) sentences: 504 training, 108 development and 108 test files.
 
-    Read from the folder `root` (with train_data, dev_data and test_data), or with no root given downloaded from its
-    public home into a cache. Each file is checked against its SHA-256 sum, which the package carries.
+    Each file is checked against its SHA-256 sum, which the package contains.
+
+    Attributes:
+        root: the folder with train_data, dev_data and test_data; None downloads the corpus into a cache.
+        url: where it is downloaded from.
     """
 
     root: str | None
@@ -91,6 +105,7 @@ class IEEE:
     FOLDERS: ClassVar = {"train_data": "train", "dev_data": "validation", "test_data": "test"}
 
     def recordings(self) -> Iterator[Recording]:
+        """Yield one recording for each file of the corpus."""
         sums = dict(
             line.split()[::-1] for line in (resources.files("pdunroll.speech") / "ieee.sha256").read_text().splitlines()
         )
@@ -107,7 +122,7 @@ class IEEE:
             yield Recording(self.FOLDERS[name.split("/")[0]], name, read_audio(folder / name))
 
     def _downloaded(self, sums: dict[str, str]) -> Path:
-        """The cache folder with all files; goes on where an earlier download stopped."""
+        """Return the cache folder with all files, after downloading those that are not there yet."""
         import pooch
         import requests
         from tqdm import tqdm
@@ -121,6 +136,7 @@ class IEEE:
         )
         pooch.get_logger().setLevel("WARNING")
         log.info("the IEEE corpus comes from %s into %s", self.url, home.abspath)
+        name = ""
         try:
             for name in tqdm(sums, desc="IEEE corpus", unit="file"):
                 home.fetch(name)
@@ -138,7 +154,15 @@ class IEEE:
 
 @dataclass(frozen=True)
 class Folder:
-    """Any folder of audio: mixed to mono, resampled to 16 kHz, split by file with a seed."""
+    """Any folder of audio files: mixed to mono, resampled to 16 kHz, split by file at random.
+
+    Attributes:
+        root: the folder; files in folders below it are read, too.
+        validation_share: of the files, > 0.
+        test_share: of the files, > 0; both shares add up to less than 1.
+        seed: of the split.
+        suffixes: those of audio files, without the dot.
+    """
 
     root: str
     validation_share: float = 0.15
@@ -147,6 +171,7 @@ class Folder:
     suffixes: list[str] = field(default_factory=lambda: ["wav", "flac", "ogg", "opus", "mp3", "aiff", "aif", "au"])
 
     def recordings(self) -> Iterator[Recording]:
+        """Yield one recording for each file."""
         folder = existing_folder("data.root", self.root)
         require_integer("data.source.seed", self.seed, 0)
         shares = {"validation": self.validation_share, "test": self.test_share}
@@ -172,31 +197,38 @@ class Folder:
 
 
 def existing_folder(setting: str, root: object) -> Path:
-    """`root` as a path; raises `InputError` naming the setting if it is not an existing folder."""
+    """Return `root` as a path; raise `InputError` naming the setting if it is not an existing folder."""
     if not root or not Path(str(root)).expanduser().is_dir():
         raise InputError(f"{setting} must be an existing folder, got {root!r}")
     return Path(str(root)).expanduser()
 
 
 def read_audio(path: Path) -> NDArray:
-    """The samples of an audio file, mono at 16 kHz.
+    """Return the samples of an audio file, mono at 16 kHz.
 
-    A 16-bit mono file at 16 kHz comes as the int16 samples in it; anything else as float32, its channels averaged and
-    resampled by librosa. Raises `InputError` naming the file if it is no audio, damaged, cut short (as far as its
-    format tells: mp3 and ogg do not) or not finite.
+    Args:
+        path: in any format that libsndfile reads.
+
+    Returns:
+        The samples, (samples,): the int16 numbers of a 16-bit mono file at 16 kHz; of any other file float32, the mean
+        of its channels, resampled by librosa.
+
+    Raises:
+        InputError: naming the file if it is no audio, damaged, not finite, or cut short (as far as its format shows
+            that; mp3 and ogg do not).
     """
     import librosa
     import soundfile
 
-    if not path.is_file():  # a pipe would be waited for
+    if not path.is_file():  # reading a pipe would wait for its writer
         raise InputError(f"{path} is no file; rename or remove it")
     try:
         require_whole(path)
-        name = os.fsencode(path)  # as text it could not be one that is not UTF-8
+        name = file_name(path)
         info = soundfile.info(name)
         if (info.channels, info.samplerate, info.subtype) == (1, SAMPLE_RATE, "PCM_16"):
             return soundfile.read(name, dtype="int16")[0]
-        if not RATES[0] <= info.samplerate <= RATES[1]:  # resampling would fill the memory
+        if not RATES[0] <= info.samplerate <= RATES[1]:  # resampling might take all memory
             raise InputError(f"{path} has a rate of {info.samplerate} Hz, not of {RATES[0]} to {RATES[1]}; remove it")
         channels, rate = soundfile.read(name, dtype="float32", always_2d=True)
         samples = librosa.resample(channels.mean(axis=1), orig_sr=rate, target_sr=SAMPLE_RATE)
@@ -210,8 +242,16 @@ def read_audio(path: Path) -> NDArray:
     return samples
 
 
+def file_name(path: Path) -> Any:
+    """Return the name of a file as bytes, for soundfile, which cannot open names that are not UTF-8 as text."""
+    return os.fsencode(path)
+
+
 def require_whole(path: Path) -> None:
-    """Raise `InputError` if a WAV, AIFF or AU file ends before its header says; libsndfile would read what is there."""
+    """Raise `InputError` if a WAV, AIFF or AU file ends before its header says.
+
+    Libsndfile would read such a file without an error.
+    """
     size = path.stat().st_size
     with path.open("rb") as file:
         form = file.read(4)
@@ -229,5 +269,5 @@ def require_whole(path: Path) -> None:
         else:
             return
     missing = start + length - size
-    if missing > 0 and length < 0xFFFFFF00:  # streams that never knew their length say so
+    if missing > 0 and length < 0xFFFFFF00:  # larger lengths mean that the writer did not know it
         raise InputError(f"{path} is cut short, {missing} bytes of audio are missing; replace or remove it")
