@@ -15,7 +15,6 @@ COMMANDS = {
     "verdicts": "judge which claims of the slides hold",
     "report": "write an experiment as one HTML file",
     "dashboard": "publish dashboards on Weights & Biases",
-    "benchmark": "time training steps and measure their memory",
     "settings": "write the composed settings, split by what depends on them, for DVC",
     "restore": "restore a recording of low bit depth",
 }

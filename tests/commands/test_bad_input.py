@@ -77,7 +77,6 @@ SETTINGS = [
     ("evaluate", ["evaluation.tolerance=0"], ["evaluation.tolerance"]),
     ("evaluate", ["algorithm=newton"], ["algorithm/newton", "halpern"]),
     ("theory", ["theory.iterations=10"], ["theory.iterations"]),
-    ("benchmark", ["benchmark.depths=[]"], ["benchmark.depths"]),
     ("figures", ["figures.regime_borders=high"], ["figures.regime_borders"]),
     ("verdicts", ["verdicts.margin=2"], ["verdicts.margin"]),
     ("quality", ["quality.tolerance=-1"], ["quality.tolerance"]),

@@ -281,8 +281,8 @@ KEYS = [
     "backprop.primal_mask", "evaluation.runs", "evaluation.iterations", "evaluation.points", "evaluation.frames",
     "evaluation.tolerance", "evaluation.max_iterations", "evaluation.batch_size", "evaluation.jobs",
     "theory.frames", "theory.iterations", "quality.sentences", "quality.tolerance", "figures.l_training",
-    "figures.step_norms", "figures.regime_borders", "verdicts.margin", "verdicts.resamples", "benchmark.depths",
-    "benchmark.threads", "data", "backprop", "algorithm", "tracking", "trainer", "sweep", "experiment", "nothing",
+    "figures.step_norms", "figures.regime_borders", "verdicts.margin", "verdicts.resamples",
+    "data", "backprop", "algorithm", "tracking", "trainer", "sweep", "experiment", "nothing",
 ]  # fmt: skip
 TEXTS = ["", "null", "true", "0", "-1", "1", "1.5", "nan", "inf", "1e400", "10**30", "9" * 30, "x", "[]", "[1]", "{}"]
 TEXTS += ["{a: 1}", "''", "'a b'", "${seed}", "${nowhere}", "[[", "..", "/", "ü", "=", "full", "spectral"]

@@ -62,7 +62,7 @@ def memory_claim(setting: Setting, memory: list[Row], margin: float) -> Row:
     full, truncated = peaks.get("full", {}), peaks.get("truncated", {})
     common = sorted(set(full) & set(truncated))
     if len(common) < 2:
-        reason = "No memory was measured: `python -m pdunroll benchmark` does."
+        reason = "No memory was measured: `python benchmarks/training.py OUTPUTS` does."
         return undecided(name, setting, statement, unit, reason)
     first, last = common[0], common[-1]
     growth, reference = truncated[last] - truncated[first], full[last] - full[first]

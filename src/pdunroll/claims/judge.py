@@ -57,7 +57,7 @@ def judge(
         columns = ("operator", "step_norm")
         theory = {part: read_table(folder / "theory" / f"{part}.csv", again, columns=columns) for part in TABLES}
     memory = folder / "benchmark/memory.csv"
-    peaks = read_table(memory, command("benchmark", name)) if memory.is_file() else []
+    peaks = read_table(memory, f"python benchmarks/training.py outputs/{name}") if memory.is_file() else []
 
     settings = sorted(
         {Setting(row["primal_mask"], row["step_norm"]) for row in training if row["backprop"] in ("full", "truncated")},

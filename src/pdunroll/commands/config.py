@@ -137,27 +137,6 @@ class Theory:
 
 
 @dataclass
-class Benchmark:
-    """The sizes that the benchmark times."""
-
-    depths: list[int] = field(default_factory=lambda: [10, 30, 100, 300, 1000])  # L
-    batches: list[int] = field(default_factory=lambda: [32, 128])  # frames
-    threads: list[int] = field(default_factory=lambda: [1, 2])
-    rounds: int = 3
-    jobs: int = 2  # trainings side by side
-    frames: int = 256  # that are solved to a certificate
-
-    def __post_init__(self) -> None:
-        for name in ("depths", "batches", "threads"):
-            if not getattr(self, name):
-                raise InputError(f"benchmark.{name} must name one number at least")
-            for value in getattr(self, name):
-                require_integer(f"benchmark.{name}", value, 1, MOST)
-        for name in ("rounds", "jobs", "frames"):
-            require_integer(f"benchmark.{name}", getattr(self, name), 1, MOST)
-
-
-@dataclass
 class Quality:
     """Speech quality over whole test sentences."""
 
@@ -224,7 +203,6 @@ class Config:
     tracking: Tracking = MISSING
     evaluation: Evaluation = field(default_factory=Evaluation)
     theory: Theory = field(default_factory=Theory)
-    benchmark: Benchmark = field(default_factory=Benchmark)
     figures: Figures = field(default_factory=Figures)
     verdicts: Verdicts = field(default_factory=Verdicts)
     quality: Quality = field(default_factory=Quality)
