@@ -141,7 +141,7 @@ DAMAGES = {
 
 def records(folder: Path) -> None:
     wanted = json.loads((folder / "wanted.json").read_text())
-    for cell, record in finished_runs(folder / "runs", wanted, "smoke"):
+    for cell, record in finished_runs(folder / "runs", wanted["data"], "smoke"):
         assert math.isfinite(record["results"]["validation_mse"] + record["results"]["seconds"])
         assert RunFolder(cell, wanted).finished in (True, False)
         assert operators.load(cell / "operator.npy").matrix.size

@@ -11,12 +11,11 @@ import pytest
 import torch
 
 import pdunroll
-from conftest import SMOKE_RUNS, command, settings_of
+from conftest import SMOKE_RUNS, command
 from pdunroll.errors import InputError
 from pdunroll.files import read_table, write_json
 from pdunroll.restore import operator_file as operators
 from pdunroll.speech.frames import load
-from pdunroll.training.run_folder import finished_runs, identify
 
 SPECTRAL = "full-active_set-spectral-L10-seed0"
 FROBENIUS = SMOKE_RUNS[1]
@@ -142,12 +141,8 @@ def test_a_changed_setting_is_named_with_both_values(folder, call, override, sai
 
 
 @pytest.mark.parametrize("override", ["network.step_norm=spectral", "network.iterations=3", "seed=4"])
-def test_what_trainings_may_differ_in_is_no_changed_setting(folder, monkeypatch, override):
-    monkeypatch.chdir(folder)
-    config = settings_of(SMOKE, override)
-    assert (
-        len(finished_runs(Path(config.evaluation.runs), identify(config.scientific, config.prepared), config.name)) == 4
-    )
+def test_what_trainings_may_differ_in_is_no_changed_setting(folder, call, override):
+    assert call("evaluate", SMOKE, override).status == 0
 
 
 def without(path: Path, group: str, name: str) -> None:
@@ -160,7 +155,7 @@ def without(path: Path, group: str, name: str) -> None:
 @pytest.mark.parametrize("name", ["adam_epsilon", "shuffle_buffer"])
 def test_a_setting_that_a_training_does_not_know_is_named(folder, call, name):
     without(folder / "multirun/smoke" / FROBENIUS / "run.json", "optimization", name)
-    refused(call("evaluate", SMOKE), FROBENIUS, f"optimization.{name}=unset, not ")
+    refused(call("evaluate", SMOKE), f"optimization.{name}=", f", not unset as {FROBENIUS};")
 
 
 @pytest.mark.parametrize("stage", ["evaluate", "quality", "theory", "report"])

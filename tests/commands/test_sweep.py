@@ -11,10 +11,14 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
+import torch
 
 from conftest import SMOKE_RUNS, command, table
+from pdunroll import unroll
+from pdunroll.evaluation.evaluate import drawn
 
 ARGUMENTS = ("-m", "experiment=smoke", "tracking=off")
 
@@ -149,3 +153,24 @@ def test_workers_end_when_their_parent_was_killed(prepared):
         child.kill()
     assert not alive
     assert len(gone) == len(children)
+
+
+def test_later_stages_take_the_settings_of_the_trainings(prepared):
+    own = ("experiment=smoke", "tracking=off")
+    sweep = ("backprop=full", "network.iterations=3", "network.step_ratio=3", "network.rows=48")
+    done = command("train", "-m", *own, *sweep, cwd=prepared)
+    assert done.returncode == 0, done.stderr
+    done = command("evaluate", *own, cwd=prepared)  # without the overrides of the training
+    assert done.returncode == 0, done.stderr
+    rows = table(prepared / "outputs/smoke/evaluation.csv")
+    found = [float(row["mse"]) for row in rows if (row["backprop"], row["l_inference"]) == ("full", "3")]
+    truth, observation = (
+        torch.from_numpy(part) for part in drawn(prepared / "outputs/smoke/prepared", "test", 64, 0)[1:]
+    )
+    operator = torch.from_numpy(np.load(prepared / "multirun/smoke/full-active_set-frobenius-L3-seed0/operator.npy"))
+    restored = unroll(operator, observation, radius=1 / 16, iterations=3, step_ratio=3.0)
+    assert operator.shape == (48, 64)
+    assert found == [pytest.approx(float((restored - truth).square().mean()), rel=1e-5)]
+    done = command("evaluate", *own, "network.step_ratio=10", cwd=prepared)
+    assert done.returncode == 2
+    assert "network.step_ratio=3.0, not 10.0" in done.stderr

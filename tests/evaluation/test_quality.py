@@ -14,7 +14,7 @@ from conftest import settings_of, table
 from pdunroll.evaluation import quality
 from pdunroll.files import read_table, write_table
 from pdunroll.speech.frames import load, read_manifest
-from pdunroll.training.run_folder import finished_runs, identify
+from pdunroll.training.run_folder import finished_runs
 
 RATE = 16000
 
@@ -133,8 +133,8 @@ def test_the_operator_is_the_one_that_validates_best_at_the_optimum(finished, mo
         row["optimum_mse"] = 2e-4 if row["l_training"] == best else 1e-4
     write_table(path, rows)
     config = settings_of("experiment=smoke")
-    runs = finished_runs(Path(config.evaluation.runs), identify(config.scientific, config.prepared), config.name)
-    chosen = [key for key, _ in quality.candidates(config.outputs, runs, config.shape)]
+    runs = finished_runs(Path(config.evaluation.runs), read_manifest(config.prepared)["digest"], config.name)
+    chosen = [key for key, _ in quality.candidates(config.outputs, runs)]
     assert chosen == [
         {"restoration": "dct", "primal_mask": None, "step_norm": None, "run": None},
         *(

@@ -58,8 +58,8 @@ def changed(content: Any, place: tuple, value: Any) -> Any:
 
 def use(cell: Path, wanted: dict[str, Any]) -> None:
     """What `evaluate` and `train` do with a record."""
-    (found,) = finished_runs(cell.parent, wanted, "smoke")
-    assert math.isfinite(found[1]["results"]["validation_mse"])
+    (found,) = finished_runs(cell.parent, wanted["data"], "smoke")
+    assert math.isfinite(found.results["validation_mse"])
     if RunFolder(cell, wanted).finished:
         assert math.isfinite(RunFolder(cell, wanted).record["results"]["validation_mse"])
 

@@ -268,6 +268,20 @@ def settings(config: DictConfig) -> Config:
     return plain
 
 
+# what the trainings of one table may differ in, and where they come from
+FREE = ("seed", "backprop.", "network.iterations", "network.step_norm", "data.name")
+
+
+def given(config: Config) -> dict[str, Any]:
+    """Return the settings of trainings, by dotted names, that the command line sets and that all must agree in."""
+    from pdunroll.training.run_folder import flat
+
+    said = {override.lstrip("+").partition("=")[0] for override in HydraConfig.get().overrides.task}
+    return {
+        name: value for name, value in flat(config.scientific).items() if name in said and not name.startswith(FREE)
+    }
+
+
 def build(node: Any) -> Any:
     """The object that a `_target_` of the configuration describes."""
     from hydra.utils import instantiate

@@ -14,7 +14,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from pdunroll.commands.config import CONF, Config, build, one_line_errors, settings
+from pdunroll.commands.config import CONF, Config, build, given, one_line_errors, settings
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="config")
@@ -31,21 +31,20 @@ def assess(config: Config) -> None:
     from pdunroll.evaluation.quality import KEY, candidates, listen, measures, readable, restored, summary
     from pdunroll.files import write_table
     from pdunroll.speech.frames import load, read_manifest
-    from pdunroll.speech.quantizer import radius
-    from pdunroll.training.run_folder import finished_runs, identify
+    from pdunroll.training.run_folder import finished_runs
 
     options = config.quality
     test, manifest = load(config.prepared, "test"), read_manifest(config.prepared)
+    runs = finished_runs(Path(config.evaluation.runs), manifest["digest"], config.name, given(config))
     files = manifest["splits"]["test"]["files"]
     drawn = np.random.default_rng(options.seed).permutation(len(files))[: options.sentences]
     sentences = {files[number]["name"]: test.file == number for number in sorted(drawn)}  # frames in order
     chosen = np.concatenate([np.flatnonzero(frames) for frames in sentences.values()])
-    lengths = np.cumsum([frames.sum() * config.data.frame_length for frames in sentences.values()])[:-1]
+    lengths = np.cumsum([frames.sum() * runs[0].shape[1] for frames in sentences.values()])[:-1]
 
-    runs = finished_runs(Path(config.evaluation.runs), identify(config.scientific, config.prepared), config.name)
-    models = candidates(config.outputs, runs, config.shape)
+    models = candidates(config.outputs, runs)
     solving = {
-        "radius": radius(config.data.bits),
+        "radius": runs[0].radius,
         "algorithm": build(config.algorithm),
         "tolerance": options.tolerance,
         "max_iterations": options.max_iterations,

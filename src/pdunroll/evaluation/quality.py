@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import warnings
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,8 @@ from pdunroll.errors import InputError
 from pdunroll.evaluation.tables import read_results
 from pdunroll.files import read_json, replaced, write_json
 from pdunroll.processes import command, end_with_parent
-from pdunroll.training.run_folder import read_operator
-from pdunroll.training.run_key import run_key, run_name
+from pdunroll.training.run_folder import Run
+from pdunroll.training.run_key import run_name
 
 log = logging.getLogger(__name__)
 
@@ -32,27 +33,34 @@ INDEX = "index.json"
 METRICS = ("sdr_db", "si_sdr_db", "pesq_wb", "stoi")
 
 
-def candidates(
-    outputs: Path, runs: list[tuple[Path, dict[str, Any]]], shape: tuple[int, int]
-) -> list[tuple[Row, NDArray]]:
+def candidates(outputs: Path, runs: Sequence[Run]) -> list[tuple[Row, NDArray]]:
     """Return the DCT, and for each mask, norm and mode the operator with the least validation error at the optimum.
 
-    `outputs` is outputs/<name>/ with optima.csv, `runs` what `finished_runs` gave, `shape` that of K.
+    Args:
+        outputs: outputs/<name>/ with optima.csv.
+        runs: the trainings.
+
+    Returns:
+        The columns that name a restoration, and K (m, n), for each.
+
+    Raises:
+        InputError: if optima.csv lacks one of the trainings.
     """
     validated = {run_name(row): row["validation_optimum_mse"] for row in read_results(outputs)["optima"]}
-    best: dict[tuple[str, str, str], tuple[float, Path]] = {}
-    for folder, record in runs:
-        key = run_key(record)
+    best: dict[tuple[str, str, str], tuple[float, Run]] = {}
+    for run in runs:
+        key = run.key
         if run_name(key) not in validated:
             again = command("evaluate", outputs.name)
-            raise InputError(f"{outputs}/optima.csv has no row for {folder}; run `{again}` again")
-        entry = validated[run_name(key)], folder
+            raise InputError(f"{outputs}/optima.csv has no row for {run.folder}; run `{again}` again")
+        entry = validated[run_name(key)], run
         kind = key["step_norm"], key["primal_mask"], key["backprop"]
-        best[kind] = min(best.get(kind, entry), entry)
-    found: list[tuple[Row, NDArray]] = [({**dict.fromkeys(KEY), "restoration": "dct"}, dct_operator(*shape).numpy())]
-    for (norm, mask, mode), (_, folder) in sorted(best.items()):
-        key = {"restoration": mode, "primal_mask": mask, "step_norm": norm, "run": folder.name}
-        found.append((key, read_operator(folder, shape)))
+        best[kind] = min(best.get(kind, entry), entry, key=lambda entry: (entry[0], entry[1].folder))
+    dct = dct_operator(*runs[0].shape).numpy()
+    found: list[tuple[Row, NDArray]] = [({**dict.fromkeys(KEY), "restoration": "dct"}, dct)]
+    for (norm, mask, mode), (_, run) in sorted(best.items(), key=lambda item: item[0]):
+        key = {"restoration": mode, "primal_mask": mask, "step_norm": norm, "run": run.folder.name}
+        found.append((key, run.operator()))
     return found
 
 

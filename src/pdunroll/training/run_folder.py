@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -27,6 +27,7 @@ from pdunroll.errors import InputError
 from pdunroll.files import atomic, read_array, read_json, write_json
 from pdunroll.processes import command
 from pdunroll.speech.frames import read_manifest
+from pdunroll.speech.quantizer import radius
 from pdunroll.training.code_digest import PACKAGE, WITHOUT, source_digest
 from pdunroll.training.run_key import run_key, table_order
 from pdunroll.training.schema import Record
@@ -166,26 +167,86 @@ def environment() -> dict[str, str]:
     }
 
 
-def finished_runs(folder: Path, wanted: dict[str, Any], name: str) -> list[tuple[Path, dict[str, Any]]]:
-    """Return folder and record of each finished training in `folder`, multirun/<name>/, in the order of the tables.
+class Run(NamedTuple):
+    """A finished training, and what later stages need of its settings."""
 
-    `wanted` is the identity of a training with the present settings; the trainings may differ in backprop, step_norm,
-    L and seed only, so that one table never mixes protocols. Raises `InputError` naming the training and the setting
-    that does. Trainings by other code are taken, with a warning: their records say by which commit.
+    folder: Path
+    record: dict[str, Any]  # run.json
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The scientific settings that it was trained with."""
+        return self.record["settings"]
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """What the training came to, such as its best validation error."""
+        return self.record["results"]
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """The columns that name it in tables."""
+        return run_key(self.record)
+
+    @property
+    def iterations(self) -> int:
+        """L in training."""
+        return self.settings["network"]["iterations"]
+
+    @property
+    def radius(self) -> float:
+        """Half a quantization step."""
+        return radius(self.settings["data"]["bits"])
+
+    @property
+    def step_ratio(self) -> float:
+        """See `pdunroll.unroll`."""
+        return self.settings["network"]["step_ratio"]
+
+    @property
+    def extrapolation(self) -> float:
+        """The extrapolation theta."""
+        return self.settings["network"]["extrapolation"]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(m, n), the shape of K."""
+        n = self.settings["data"]["frame_length"]
+        return self.settings["network"]["rows"] or n, n
+
+    def operator(self) -> NDArray[np.float32]:
+        """Return the trained K, (m, n)."""
+        return read_operator(self.folder, self.shape)
+
+
+def finished_runs(folder: Path, data: str, name: str, given: Mapping[str, Any] | None = None) -> list[Run]:
+    """Return the finished trainings in `folder`, multirun/<name>/, in the order of the tables.
+
+    They may differ in backprop, step_norm, L and seed only, so that one table never mixes protocols. Trainings by other
+    code are taken, with a warning: their records say by which commit.
+
+    Args:
+        folder: the folder of the trainings.
+        data: the digest of the frames, which must be those that they were trained on.
+        name: the experiment.
+        given: settings by their dotted names that the trainings must have been trained with.
+
+    Raises:
+        InputError: naming the training and the setting that differs, or the command that trains where there is none.
     """
     again = command("train", name, "-m")
     found, older = [], []
     for path in sorted(folder.glob(f"*/{RECORD}")):
-        record = read_record(path)
-        if record["status"] != "finished":
-            what = "is not finished" if record["status"] == "training" else "has failed"
-            log.warning("%s %s and is left out; `%s` goes on with it", path.parent, what, again)
+        run = Run(path.parent, read_record(path))
+        if run.record["status"] != "finished":
+            what = "is not finished" if run.record["status"] == "training" else "has failed"
+            log.warning("%s %s and is left out; `%s` goes on with it", run.folder, what, again)
             continue
-        if other := _differing(record, wanted):
-            raise InputError(f"{path.parent} was trained with {other}; run `{again}` again, or remove it")
-        if record["code"] != training_code():
-            older.append(path.parent.name)
-        found.append((path.parent, record))
+        if other := _contradiction(run.settings, given or {}) or _differing(run, (found or [run])[0], data):
+            raise InputError(f"{run.folder} was trained with {other}; run `{again}` again, or remove it")
+        if run.record["code"] != training_code():
+            older.append(run.folder.name)
+        found.append(run)
     if not found:
         raise InputError(f"{folder} holds no finished training; run `{again}` first")
     if older:
@@ -193,20 +254,26 @@ def finished_runs(folder: Path, wanted: dict[str, Any], name: str) -> list[tuple
             "%d of %d trainings in %s were made by other code of pdunroll, %s the first; "
             "`%s retrain=true` trains them again", len(older), len(found), folder, older[0], again,
         )  # fmt: skip
-    return sorted(found, key=lambda run: table_order(run_key(run[1])))
+    return sorted(found, key=lambda run: table_order(run.key))
 
 
-def _differing(record: dict[str, Any], wanted: dict[str, Any]) -> str | None:
-    """Name the first difference of a finished training to `wanted` beyond backprop, step_norm, L and seed."""
-    own, common = record["settings"], wanted["settings"]
-    free = {key: own["network"][key] for key in ("iterations", "step_norm")}
+def _contradiction(settings: dict[str, Any], given: Mapping[str, Any]) -> str | None:
+    """Name the first setting that was given and that the training does not have."""
+    own = defaultdict(lambda: "unset", flat(settings))
+    return next((f"{name}={own[name]}, not {value}" for name, value in given.items() if own[name] != value), None)
+
+
+def _differing(run: Run, first: Run, data: str) -> str | None:
+    """Name the first difference of a training to another one beyond backprop, step_norm, L and seed."""
+    free = {key: run.settings["network"][key] for key in ("iterations", "step_norm")}
     expected = {
-        **common,
-        "seed": own["seed"],
-        "backprop": own["backprop"],
-        "network": {**common["network"], **free},
+        **first.settings,
+        "seed": run.settings["seed"],
+        "backprop": run.settings["backprop"],
+        "network": {**first.settings["network"], **free},
     }
-    return difference(record, {**wanted, "settings": expected}, ("data",))
+    other = difference(run.record, {"settings": expected, "data": data}, ("data",))
+    return other if other is None or other == "other data" else f"{other} as {first.folder.name}"
 
 
 def difference(

@@ -35,11 +35,15 @@ class Backprop(Model):
 class Network(Model):
     iterations: Positive  # L
     step_norm: str = "unset"  # in records of the first version
+    rows: Positive | None = None  # m
+    step_ratio: Number = 10.0
+    extrapolation: Share = 1.0
 
 
 class Data(Model):
     name: str
     bits: Positive
+    frame_length: Positive
 
 
 class Settings(Model):

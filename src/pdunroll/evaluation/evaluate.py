@@ -1,0 +1,148 @@
+"""The tables of results: every trained operator's test error after every number of iterations and at the optimum.
+
+evaluation.csv  one row per operator and number of iterations (DCT and no restoration too)
+optima.csv      one row per operator: the certified optimum's error on test and on validation frames, and the
+                duality gap after the last iteration
+training.csv    one row per operator: times, steps, validation errors
+metrics.json    the end points, for `dvc metrics`
+provenance.json command, seeds, commit and data behind them, for the figures
+errors/         the errors of the single frames, reused by the next call where nothing has changed
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from joblib import Parallel, delayed
+from numpy.typing import NDArray
+
+from pdunroll.core.algorithms import Algorithm
+from pdunroll.core.problem import dct_operator
+from pdunroll.errors import InputError
+from pdunroll.evaluation.curves import log_grid
+from pdunroll.evaluation.frame_errors import certificate, frame_errors, metrics
+from pdunroll.files import write_json, write_table
+from pdunroll.processes import command
+from pdunroll.speech.frames import load
+from pdunroll.training.run_folder import Run, environment
+from pdunroll.training.run_key import KEY, run_name
+
+log = logging.getLogger(__name__)
+
+Row = dict[str, Any]
+
+
+def evaluate(
+    runs: Sequence[Run],
+    prepared: Path,
+    outputs: Path,
+    *,
+    algorithm: Algorithm,
+    iterations: int = 100_000,
+    points: int = 100,
+    frames: int | None = 1024,
+    seed: int = 0,
+    tolerance: float = 1e-6,
+    max_iterations: int = 100_000,
+    batch_size: int = 256,
+    jobs: int | None = None,
+    device: str = "cpu",
+) -> None:
+    """Evaluate trained operators, and the DCT with the step sizes of each of their norms; write the tables.
+
+    Args:
+        runs: the trainings, which differ in mode, mask, norm, L and seed only.
+        prepared: folder of the frames that they were trained on.
+        outputs: folder of the tables.
+        algorithm: the one that solves for the certified optima.
+        iterations: the most iterations of the error curves.
+        points: at least so many numbers of iterations, log-spaced.
+        frames: test and validation frames, drawn with `seed`; all if None.
+        seed: of the draw.
+        tolerance: the relative duality gap of the optima.
+        max_iterations: of `algorithm`.
+        batch_size: frames that are iterated together.
+        jobs: operators side by side, one thread each; one a core if None.
+        device: where the computation runs.
+
+    Raises:
+        InputError: if a training has more iterations than the curves.
+    """
+    depths = [run.iterations for run in runs]
+    if max(depths) > iterations:
+        raise InputError(
+            f"evaluation.iterations must be at least the largest L in training, {max(depths)}, got {iterations}"
+        )
+    grid = log_grid(iterations, points, depths)
+    chosen, truth, observation = drawn(prepared, "test", frames, seed)
+    _, *validation = drawn(prepared, "validation", frames, seed)
+    candidates = operators(runs)
+    common = runs[0]
+    # one thread an operator: side by side they are faster than one after the other on all cores
+    work = Parallel(n_jobs=jobs or -1, return_as="generator", max_nbytes=None)(
+        delayed(frame_errors)(
+            outputs / "errors" / f"{run_name(key)}.npz", key, operator, truth, observation, validation, grid, chosen,
+            radius=common.radius, step_ratio=common.step_ratio, extrapolation=common.extrapolation,
+            algorithm=algorithm, tolerance=tolerance, max_iterations=max_iterations, batch_size=batch_size,
+            device=device,
+        )
+        for key, operator in candidates
+    )  # fmt: skip
+    quantized = ((observation - truth) ** 2).mean(axis=1)
+    rows = list(curve({**dict.fromkeys(KEY), "backprop": "none"}, grid, np.tile(quantized, (len(grid), 1))))
+    optima: list[Row] = []
+    start = time.perf_counter()
+    for number, ((key, _), found) in enumerate(zip(candidates, work, strict=True), start=1):
+        rows.extend(curve(key, grid, found["errors"]))
+        optima.append({**key, **certificate(found, tolerance)})
+        log.info(
+            "%d of %d  %s  test MSE %.4e after %d iterations, %.4e at the optimum  %.1f s",
+            number, len(candidates), run_name(key), rows[-1]["mse"], grid[-1], optima[-1]["optimum_mse"],
+            time.perf_counter() - start,
+        )  # fmt: skip
+    write(outputs, runs, rows, optima, len(chosen))
+    log.info("%d frames, %d numbers of iterations: %s", len(chosen), len(grid), outputs / "evaluation.csv")
+
+
+def drawn(prepared: Path, split: str, count: int | None, seed: int) -> tuple[NDArray, NDArray, NDArray]:
+    """Return some frames of a split: their numbers (frames,), y and x (frames, n)."""
+    frames = load(prepared, split)
+    numbers = np.sort(np.random.default_rng(seed).permutation(len(frames.truth))[:count])
+    return numbers, frames.truth[numbers], frames.observation[numbers]
+
+
+def operators(runs: Sequence[Run]) -> list[tuple[Row, NDArray]]:
+    """Return the columns that name an operator, and K (m, n): of the DCT for each norm, then of the trainings."""
+    blank = dict.fromkeys(KEY)
+    norms = dict.fromkeys(run.key["step_norm"] for run in runs)
+    dct = dct_operator(*runs[0].shape).numpy()
+    untrained = [({**blank, "backprop": "dct", "step_norm": norm}, dct) for norm in norms]
+    return [*untrained, *((run.key, run.operator()) for run in runs)]
+
+
+def curve(key: Row, grid: NDArray, errors: NDArray) -> Iterator[Row]:
+    """Yield the rows of evaluation.csv for one operator; errors (len(grid), frames)."""
+    for l, mse in zip(grid.tolist(), errors.astype(np.float64).mean(axis=1).tolist(), strict=True):
+        yield {**key, "l_inference": l, "mse": mse}
+
+
+def write(outputs: Path, runs: Sequence[Run], rows: list[Row], optima: list[Row], test_frames: int) -> None:
+    """Write the tables and what made them."""
+    write_table(outputs / "evaluation.csv", rows)
+    write_table(outputs / "optima.csv", optima)
+    columns = dict.fromkeys(name for run in runs for name in run.results)  # earlier versions had fewer
+    write_table(outputs / "training.csv", [{**run.key, **columns, **run.results} for run in runs])
+    write_json(outputs / "metrics.json", metrics(rows, optima))
+    provenance = {
+        "command": command("evaluate", outputs.name),
+        "seeds": sorted({run.key["seed"] for run in runs}),
+        "commit": environment()["commit"],
+        "data": f"{runs[0].settings['data']['name']}, sha256 {runs[0].record['data']}",
+        "test_frames": test_frames,
+    }
+    write_json(outputs / "provenance.json", provenance)
