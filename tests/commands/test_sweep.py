@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -174,3 +175,21 @@ def test_later_stages_take_the_settings_of_the_trainings(prepared):
     done = command("evaluate", *own, "network.step_ratio=10", cwd=prepared)
     assert done.returncode == 2
     assert "network.step_ratio=3.0, not 10.0" in done.stderr
+
+
+def test_callbacks_and_options_of_the_trainer_are_settings_of_a_training(prepared):
+    own = ("experiment=smoke", "tracking=off", "backprop=full", "network.iterations=3")
+    stopped = (
+        "callbacks=early_stopping",
+        "+callbacks.early_stopping.min_delta=1",
+        "callbacks.early_stopping.patience=1",
+    )
+    done = command("train", *own, *stopped, "+trainer.options.gradient_clip_val=0.5", cwd=prepared)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((prepared / "outputs/smoke" / SMOKE_RUNS[0] / "run.json").read_text())
+    assert record["settings"]["trainer"] == {"gradient_clip_val": 0.5}
+    assert record["settings"]["callbacks"]["early_stopping"]["monitor"] == "validation_mse"
+    assert record["results"]["steps"] == 8  # one of two passes
+    done = command("train", *own, "+trainer.options.nothing=1", cwd=prepared)
+    assert done.returncode == 2
+    assert "trainer.options {'nothing': 1}" in done.stderr

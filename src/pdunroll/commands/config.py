@@ -84,10 +84,11 @@ class Network:
 
 @dataclass
 class Trainer:
-    """The machine's part: nothing here changes what is learned."""
+    """The machine's part, which does not change what is learned, and Lightning's further options, which may."""
 
     accelerator: str = "cpu"
     threads: int = 1
+    options: dict[str, Any] = field(default_factory=dict)  # of Lightning's Trainer, such as gradient_clip_val
 
     def __post_init__(self) -> None:
         require_choice("trainer.accelerator", self.accelerator, ("cpu", "gpu"))
@@ -200,6 +201,9 @@ class Config:
     network: Network = field(default_factory=Network)
     optimization: Optimization = field(default_factory=Optimization)
     trainer: Trainer = MISSING
+    callbacks: dict[str, Any] = field(
+        default_factory=dict
+    )  # further callbacks of Lightning, each a _target_, by any name
     tracking: Tracking = MISSING
     evaluation: Evaluation = field(default_factory=Evaluation)
     theory: Theory = field(default_factory=Theory)
@@ -211,18 +215,22 @@ class Config:
         require_integer("seed", self.seed, 0, 2**32 - 1)
         require_target("backprop.strategy", self.backprop.get("strategy"))
         require_target("algorithm", self.algorithm)
+        for name, node in self.callbacks.items():
+            require_target(f"callbacks.{name}", node)
         require_name("name", self.name)
         require_name("run", self.run)
 
     @property
     def scientific(self) -> dict[str, Any]:
         """The settings that a training's result depends on."""
+        own = {"trainer": self.trainer.options, "callbacks": self.callbacks}
         return {
             "seed": self.seed,
             "data": {"name": self.data.name, "frame_length": self.data.frame_length, "bits": self.data.bits},
             "backprop": self.backprop,
             "network": asdict(self.network),
             "optimization": asdict(self.optimization),
+            **{name: given for name, given in own.items() if given},
         }
 
     @property

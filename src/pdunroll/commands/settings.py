@@ -30,13 +30,7 @@ def main(cfg: DictConfig) -> None:
         config = settings(cfg)
         sections = {
             "data": {**asdict(config.data), "files": listing(config.data.root)},
-            "training": {
-                "seed": config.seed,
-                "backprop": config.backprop,
-                "network": asdict(config.network),
-                "optimization": asdict(config.optimization),
-                "sweep": dict(HydraConfig.get().sweeper.params or {}),
-            },
+            "training": {**config.scientific, "sweep": dict(HydraConfig.get().sweeper.params or {})},
             "evaluation": {**asdict(config.evaluation), "algorithm": config.algorithm},
             "theory": asdict(config.theory),
             "quality": {**asdict(config.quality), "algorithm": config.algorithm},

@@ -124,6 +124,8 @@ def _train(config: Config, strategy: Backprop, run: RunFolder) -> float:
             title=config.run,
             accelerator=config.trainer.accelerator,
             loggers=[WandbLogger(experiment=tracker)] if tracker else [],
+            callbacks=[build(node) for node in config.callbacks.values()],
+            **config.trainer.options,
         )
         operator = module.best_operator.cpu().numpy()
         results = {

@@ -18,6 +18,7 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.io import TorchCheckpointIO
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from pdunroll.errors import InputError
 from pdunroll.files import atomic
@@ -59,7 +60,7 @@ def fit(
 
     Raises:
         DivergenceError: where numbers are no longer finite.
-        InputError: if the checkpoint is damaged.
+        InputError: if the checkpoint is damaged, or the Trainer does not take an option.
     """
     torch.ones(1).sqrt()  # of Adam: with several threads, a process's first can be inexact (PyTorch issue 188792)
     history = History(folder / HISTORY, title, epochs * data.steps_per_pass)
@@ -70,18 +71,23 @@ def fit(
     given: dict[str, Any] = {
         "enable_progress_bar": False, "enable_model_summary": False, "log_every_n_steps": 1, **options
     }  # fmt: skip
-    trainer = pl.Trainer(
-        accelerator=accelerator,
-        devices=1,
-        max_epochs=epochs * data.validations_per_pass,
-        reload_dataloaders_every_n_epochs=1,
-        num_sanity_val_steps=0 if resume.is_file() else -1,  # validation before the first step
-        callbacks=[history, checkpoint, *callbacks],
-        plugins=[Checkpoints()],
-        logger=loggers or False,
-        default_root_dir=folder,
-        **given,
-    )
+    try:
+        trainer = pl.Trainer(
+            accelerator=accelerator,
+            devices=1,
+            max_epochs=epochs * data.validations_per_pass,
+            reload_dataloaders_every_n_epochs=1,
+            num_sanity_val_steps=0 if resume.is_file() else -1,  # validation before the first step
+            callbacks=[history, checkpoint, *callbacks],
+            plugins=[Checkpoints()],
+            logger=loggers or False,
+            default_root_dir=folder,
+            **given,
+        )
+    except (TypeError, ValueError, MisconfigurationException) as error:
+        if not options:
+            raise
+        raise InputError(f"Lightning's Trainer does not take trainer.options {options} ({error})") from None
     with warnings.catch_warnings():  # nothing in these is for the reader of our log
         warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
         warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.. is deprecated")
