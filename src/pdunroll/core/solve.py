@@ -102,6 +102,7 @@ def _solve(
         gap=x.new_zeros(len(x)),
         iterations=torch.zeros(len(x), dtype=torch.int64, device=x.device),
     )
+    loop = _Loop(steps.problem, operator64, tolerance, algorithm, solution)
     frames, start = (~steps.problem.trivial(x)).nonzero()[:, 0], None
     for dtype, first, last in (
         (torch.float32, 0, min(FLOAT32_ITERATIONS, max_iterations)),
@@ -110,7 +111,6 @@ def _solve(
         if len(frames) and first < last:
             typed = operator64.to(dtype)
             state = algorithm.init_state(engine_for(steps, typed), typed, x[frames].to(dtype), start)
-            loop = _Loop(steps.problem, operator64, tolerance, algorithm, solution)
             frames, start = loop.run(state, _Pending.of(frames, x[frames]), first, last)
     return solution
 

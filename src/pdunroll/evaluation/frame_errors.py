@@ -59,15 +59,15 @@ def frame_errors(
         (frames,) of the certified optimum; validation_optimum_errors (frames,).
     """
     end_with_parent()
-    parts = {"operator": operator, "truth": truth, "observation": observation, "grid": grid}
-    parts |= dict(zip(("validation_truth", "validation_observation"), validation, strict=True))
+    arrays = {"operator": operator, "truth": truth, "observation": observation, "grid": grid}
+    arrays |= dict(zip(("validation_truth", "validation_observation"), validation, strict=True))
+    steps: dict[str, Any] = {
+        "radius": radius, "step_ratio": step_ratio, "extrapolation": extrapolation, "step_norm": key["step_norm"]
+    }  # fmt: skip
     identity = digest(
         {
-            **{part: hashlib.sha256(np.ascontiguousarray(array).data).hexdigest() for part, array in parts.items()},
-            "radius": radius,
-            "step_ratio": step_ratio,
-            "extrapolation": extrapolation,
-            "step_norm": key["step_norm"],
+            **{name: hashlib.sha256(np.ascontiguousarray(array).data).hexdigest() for name, array in arrays.items()},
+            **steps,
             "solve": [repr(algorithm), tolerance, max_iterations],
             "code": source_digest("evaluation.curves", "core.solve", type(algorithm).__module__, without=WITHOUT),
         }
@@ -78,10 +78,7 @@ def frame_errors(
     K, y, x, y_validation, x_validation = (
         torch.from_numpy(array).to(device) for array in (operator, truth, observation, *validation)
     )
-    steps = chambolle_pock(
-        K, radius=radius, step_ratio=step_ratio, extrapolation=extrapolation, step_norm=key["step_norm"]
-    )
-    errors, gaps = error_curve(steps, K, y, x, grid.tolist(), batch_size)
+    errors, gaps = error_curve(chambolle_pock(K, **steps), K, y, x, grid.tolist(), batch_size)
     solved = partial(solve, K, radius=radius, tolerance=tolerance, max_iterations=max_iterations, algorithm=algorithm)
     optimum = solved(x)
     found = {
