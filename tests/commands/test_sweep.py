@@ -184,12 +184,14 @@ def test_callbacks_and_options_of_the_trainer_are_settings_of_a_training(prepare
         "+callbacks.early_stopping.min_delta=1",
         "callbacks.early_stopping.patience=1",
     )
-    done = command("train", *own, *stopped, "+trainer.options.gradient_clip_val=0.5", cwd=prepared)
+    done = command(
+        "train", *own, *stopped, "optimization.epochs=4", "+trainer.options.gradient_clip_val=0.5", cwd=prepared
+    )
     assert done.returncode == 0, done.stderr
     record = json.loads((prepared / "outputs/smoke" / SMOKE_RUNS[0] / "run.json").read_text())
     assert record["settings"]["trainer"] == {"gradient_clip_val": 0.5}
     assert record["settings"]["callbacks"]["early_stopping"]["monitor"] == "validation_mse"
-    assert record["results"]["steps"] == 8  # one of two passes
+    assert record["results"]["steps"] == 16  # two passes of four
     done = command("train", *own, "+trainer.options.nothing=1", cwd=prepared)
     assert done.returncode == 2
     assert "trainer.options {'nothing': 1}" in done.stderr
