@@ -14,7 +14,7 @@ COMMANDS = {
     "figures": "draw the paper's figures and write a table of results",
     "verdicts": "judge which claims of the slides hold",
     "report": "write an experiment as one HTML file",
-    "dashboard": "publish dashboards on Weights & Biases",
+    "dashboard": "publish a dashboard on Weights & Biases",
     "settings": "write the composed settings, split by what depends on them, for DVC",
     "restore": "restore a recording of low bit depth",
 }

@@ -104,14 +104,13 @@ def test_it_says_how_to_publish(finished):
         assert part in said
 
 
-@pytest.mark.parametrize("view", ["workspace", "report"])
-def test_panels_ask_for_what_is_logged(finished, view):
+def test_panels_ask_for_what_is_logged(finished):
     cell = next(finished.glob("multirun/smoke/*/operator.npy")).parent
     history, summary, config = logged(the_run(cell))
     of_evaluation, _, _ = logged(the_run(finished / "outputs/smoke"))
     with (finished / "outputs/smoke/evaluation.csv").open() as file:
         columns = {"model", "log10_l_inference", *next(csv.reader(file))}
-    found = panels(specification(finished)[view])
+    found = panels(specification(finished)["workspace"])
     kinds = {panel["viewType"] for panel in found}
     assert kinds == {
         "Run History Line Plot", "Scatter Plot", "Bar Chart", "Media Browser", "Weave", "Vega2",
@@ -160,12 +159,6 @@ def test_the_workspace_groups_the_runs_of_the_experiment(finished):
     assert (condition["key"]["name"], condition["value"]) == ("group", "smoke")
 
 
-def test_the_report_begins_with_the_verdicts(finished):
-    text = json.dumps(specification(finished)["report"])
-    assert "| Something is so | active_set | frobenius | **holds** | 1.5 % | 1 to 2 |" in text
-    assert "| Something is so | active_set | frobenius | **undecided** |  |  |" in text
-
-
 def test_made_again_it_takes_the_place_of_the_old_one(finished):
     assert command("dashboard", "experiment=smoke", cwd=finished).returncode == 0
     the_run(finished / "outputs/smoke")
@@ -188,11 +181,11 @@ def test_online_without_a_login_writes_the_specification_all_the_same(finished, 
     done = call("dashboard", "experiment=smoke", "tracking=online")
     assert done.status == 2
     assert "wandb login" in done.err
-    assert panels(specification(tmp_path)["report"])
+    assert panels(specification(tmp_path)["workspace"])
 
 
 class FakeServer(BaseHTTPRequestHandler):
-    """Answers as Weights & Biases would, to the calls that save a workspace and a report; keeps what was saved."""
+    """Answers as Weights & Biases would, to the calls that save a workspace; keeps what was saved."""
 
     protocol_version = "HTTP/1.1"
     saved: list[dict]
@@ -254,7 +247,7 @@ def test_saving_and_saving_again(finished, tmp_path):
     server.shutdown()
     server.server_close()
     kinds = [(view["type"], view["displayName"], view["entityName"]) for view in FakeServer.saved]
-    assert kinds == 2 * [("project-view", "pdunroll smoke", "team"), ("runs", "pdunroll smoke", "team")]
-    assert [view.get("id") for view in FakeServer.saved] == [None, None, "id1", "id2"]
+    assert kinds == 2 * [("project-view", "pdunroll smoke", "team")]
+    assert [view.get("id") for view in FakeServer.saved] == [None, "id1"]
     assert all(panels(json.loads(view["spec"])) for view in FakeServer.saved)
-    assert specification(tmp_path)["saved"]["report"]["id"] == "id2"
+    assert specification(tmp_path)["saved"]["workspace"]["id"] == "id1"

@@ -1,4 +1,4 @@
-"""Publish an experiment's dashboards on Weights & Biases."""
+"""Publish an experiment's dashboard on Weights & Biases."""
 
 from __future__ import annotations
 

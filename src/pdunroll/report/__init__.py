@@ -1,1 +1,1 @@
-"""Figures, the page and the dashboards, all from tables alone."""
+"""Figures, the page and the dashboard, all from tables alone."""

@@ -1,8 +1,8 @@
-"""The dashboards of an experiment on Weights & Biases, as code.  python -m pdunroll dashboard [experiment=...]
+"""The dashboard of an experiment on Weights & Biases, as code.  python -m pdunroll dashboard [experiment=...]
 
 Logs the tables, figures and sentences of outputs/<name>/ as one run of job type "evaluation" beside the runs of the
-trainings, and, with tracking=online, saves a workspace and a report that show both. The specification of the two is
-written to outputs/<name>/dashboard.json in any case; saved again, they are replaced.
+trainings, and, with tracking=online, saves a workspace that shows both. The specification of the workspace is written
+to outputs/<name>/dashboard.json in any case; saving it again replaces it.
 """
 
 from __future__ import annotations
@@ -41,26 +41,24 @@ class Contents(NamedTuple):
 
 
 def publish(folder: Path, name: str, tracking: Tracking) -> None:
-    """Write the specification, log the evaluation run, save workspace and report."""
+    """Write the specification, log the evaluation run and save the workspace."""
     if find_spec("wandb_workspaces") is None:
-        raise InputError("the dashboards need wandb-workspaces; run `pip install -e '.[dashboard]'`")
+        raise InputError("the dashboard needs wandb-workspaces; run `pip install -e '.[dashboard]'`")
     from pdunroll.training.tracking import require_login
 
     path = folder / "dashboard.json"
     contents = collect(folder, name)
     known = read_json(path, ("saved",), dict[str, Any])["saved"] if path.is_file() else {}
     workspace = workspace_of(name, tracking.project, contents, tracking.entity or "")
-    report = report_of(name, tracking.project, contents, "")
-    specification = {kind: json.loads(dumped(view)) for kind, view in (("workspace", workspace), ("report", report))}
-    write_json(path, {"project": tracking.project, "saved": known, **specification})
+    specification = {"project": tracking.project, "workspace": json.loads(dumped(workspace))}
+    write_json(path, {**specification, "saved": known})
     if tracking.mode == "online":
         require_login()
     record(folder, name, tracking, contents)
     if tracking.mode == "online":
         saved = save(name, tracking, contents, known)
-        write_json(path, {"project": tracking.project, "saved": saved, **specification})
+        write_json(path, {**specification, "saved": saved})
         log.info("workspace: %s", saved["workspace"]["url"])
-        log.info("report: %s", saved["report"]["url"])
     else:
         log.info(
             "%s is written; to publish it: `wandb login`, `wandb sync multirun/%s/*/wandb/offline-run-*`, "
@@ -204,64 +202,24 @@ def workspace_of(name: str, project: str, contents: Contents, entity: str) -> An
     )
 
 
-def report_of(name: str, project: str, contents: Contents, entity: str) -> Any:
-    """The report: verdicts first, then each section of panels over the runs that it is about."""
-    _, wr = libraries()
-    group = f"Metric('Group') == {name!r} and Metric('JobType') == "
-    trainings = {"name": "trainings", "filters": f"{group}'train'", "groupby": [f"config.{key}" for key in GROUPS]}
-    evaluation = {"name": "evaluation", "filters": f"{group}'evaluation'"}
-    blocks = [wr.H1("Verdicts"), wr.MarkdownBlock(verdicts(contents, name))]
-    for title, own in panels(contents).items():
-        about = trainings if title in ("Training", "Against L in training", "Operators") else evaluation
-        runset = wr.Runset(entity=entity, project=project if entity else "", **about)
-        blocks += [wr.H1(title), wr.PanelGrid(runsets=[runset], panels=own)]
-    return wr.Report(
-        entity=entity,
-        project=project,
-        title=f"pdunroll {name}",
-        description=command("dashboard", name),
-        blocks=blocks,
-        width="fluid",
-    )
-
-
-def verdicts(contents: Contents, name: str) -> str:
-    """The verdicts as a table in Markdown, or the command that makes them."""
-    if "verdicts" not in contents.tables:
-        return f"None yet: `{command('verdicts', name)}`"
-    lines = ["| claim | mask | step norm | verdict | estimate | interval |", "| --- | --- | --- | --- | --- | --- |"]
-    for row in contents.tables["verdicts"]:
-        numbers = " | " if row["estimate"] is None else "{estimate:.3g} {unit} | {low:.3g} to {high:.3g}".format(**row)
-        lines.append(
-            f"| {row['statement']} | {row['primal_mask']} | {row['step_norm']} | **{row['verdict']}** | {numbers} |"
-        )
-    return "\n".join(lines)
-
-
 def dumped(view: Any) -> str:
-    """A workspace or report as the JSON that is sent."""
+    """Return a workspace as the JSON that is sent."""
     return view._to_model().model_dump_json(by_alias=True, exclude_none=True)
 
 
 def save(name: str, tracking: Tracking, contents: Contents, known: Row) -> Row:
-    """Save both, in the place of those that were saved before; where they are."""
+    """Save the workspace in the place of the one that was saved before; return where it is."""
     import requests
     import wandb
 
     try:
         entity = tracking.entity or wandb.Api().default_entity
         workspace = workspace_of(name, tracking.project, contents, entity)
-        report = report_of(name, tracking.project, contents, entity)
         place = f"{entity}/{tracking.project}"
         if known.get("place") == place:
             workspace._internal_id, workspace._internal_name = known["workspace"]["id"], known["workspace"]["name"]
-            report.id = known["report"]["id"]
         workspace.save()
-        report.save()
     except (wandb.errors.Error, requests.RequestException, ValueError) as error:
-        raise InputError(f"Weights & Biases did not take the dashboards ({' '.join(str(error).split())})") from None
-    return {
-        "place": place,
-        "workspace": {"id": workspace._internal_id, "name": workspace._internal_name, "url": workspace.url},
-        "report": {"id": report.id, "url": report.url},
-    }
+        raise InputError(f"Weights & Biases did not take the dashboard ({' '.join(str(error).split())})") from None
+    own = {"id": workspace._internal_id, "name": workspace._internal_name, "url": workspace.url}
+    return {"place": place, "workspace": own}
