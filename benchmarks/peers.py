@@ -174,7 +174,7 @@ def tensorflow_pairs(*given: Any) -> Made:
 
 
 def jax(K0: Any, y: Any, x: Any, mode: str, L: int, threads: int, autodiff: bool = False) -> Made:
-    """jit of lax.scan; Algorithm 2 written out, or by JAX's own differentiation (`autodiff`, the formula's mask)."""
+    """Jit of lax.scan; Algorithm 2 written out, or by JAX's own differentiation (`autodiff`, the formula's mask)."""
     os.environ["XLA_FLAGS"] = (
         f"--xla_cpu_multi_thread_eigen={str(threads > 1).lower()} intra_op_parallelism_threads={threads}"
     )
@@ -338,6 +338,7 @@ class Peer:
         )  # fmt: skip
 
     def ask(self, *request: Any) -> Any:
+        """Return the answer of the process to a request."""
         self.process.stdin.write(base64.b64encode(pickle.dumps(request)).decode() + "\n")
         self.process.stdin.flush()
         answer = self.process.stdout.readline()
@@ -346,6 +347,7 @@ class Peer:
         return pickle.loads(base64.b64decode(answer))
 
     def end(self) -> None:
+        """Let the process end."""
         self.process.stdin.close()
         self.process.wait()
 

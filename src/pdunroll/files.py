@@ -111,6 +111,7 @@ def running(process: str) -> bool:
 
 
 def write_json(path: Path, content: Any) -> None:
+    """Write plain data as JSON."""
     with atomic(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n")
 

@@ -1,5 +1,4 @@
-"""How commands behave as processes: how they were started, readers that leave, parents that die, names that a terminal
-cannot show."""
+"""Commands as processes: how they were started, readers that leave, parents that die, names no terminal can show."""
 
 from __future__ import annotations
 
@@ -21,6 +20,7 @@ class Pipe(io.FileIO):
     """A pipe to write to. What is written after its reader has left is dropped."""
 
     def write(self, data: Any) -> int:
+        """Write, or drop what no one reads any more; return the number of bytes."""
         try:
             return super().write(data) or 0
         except BrokenPipeError:

@@ -10,15 +10,15 @@ from scipy.stats import bootstrap, norm
 
 from pdunroll.evaluation.statistics import (
     Interval,
-    alike,
+    equivalent,
     every,
-    gains,
     means,
     negation,
     percentile,
     proportion,
     simultaneous,
     some,
+    superior,
     weights,
 )
 
@@ -135,11 +135,11 @@ def test_wilson_interval_at_the_ends():
         ((0, -5, 5), None, None),
     ],
 )
-def test_alike_and_gains(interval, is_alike, is_gain):
-    assert alike(Interval(*interval), 1.0) is is_alike
-    assert gains(Interval(*interval), 1.0) is is_gain
+def test_equivalent_and_superior(interval, is_alike, is_gain):
+    assert equivalent(Interval(*interval), 1.0) is is_alike
+    assert superior(Interval(*interval), 1.0) is is_gain
     mirrored = Interval(-interval[0], -interval[2], -interval[1])
-    assert alike(mirrored, 1.0) is is_alike
+    assert equivalent(mirrored, 1.0) is is_alike
 
 
 def test_answers_that_stay_open():
@@ -150,4 +150,4 @@ def test_answers_that_stay_open():
             possible = {plain(case) for case in settled}
             assert combine(answers) is (possible.pop() if len(possible) == 1 else None)
     assert (negation(True), negation(False), negation(None)) == (False, True, None)
-    assert alike(Interval(0, -1, 0.5), 1.0) is None  # the margin itself is not within
+    assert equivalent(Interval(0, -1, 0.5), 1.0) is None  # the margin itself is not within

@@ -4,29 +4,40 @@ from __future__ import annotations
 
 import numpy as np
 
-from pdunroll.claims.registry import ERROR, Curves, Key, Row, Rules, Values, evidence, intervals, undecided, verdict
-from pdunroll.evaluation.statistics import alike, every, gains, negation, percentile, some
+from pdunroll.claims.registry import (
+    ERROR,
+    Curves,
+    Key,
+    Row,
+    Thresholds,
+    Values,
+    evidence,
+    intervals,
+    undecided,
+    verdict,
+)
+from pdunroll.evaluation.statistics import equivalent, every, negation, percentile, some, superior
 
 BUMP_REACH = 10  # how many times L_training a bump is looked for
 
 
-def figure4_claims(curves: Curves, rules: Rules) -> list[Row]:
+def figure4_claims(curves: Curves, thresholds: Thresholds) -> list[Row]:
     """Return the verdicts on all claims of Figure 4."""
-    early = [key for key in sorted(curves.mse) if rules.regime(key[1]) == 1]
-    later = [key for key in sorted(curves.mse) if rules.regime(key[1]) > 1]
+    early = [key for key in sorted(curves.mse) if thresholds.regime(key[1]) == 1]
+    later = [key for key in sorted(curves.mse) if thresholds.regime(key[1]) > 1]
     return [
-        gap_claim(curves, rules, early, differ=True),
-        gap_claim(curves, rules, later, differ=False),
-        overfit_claim(curves, rules, early),
-        bump_claim(curves, rules, early),
-        slowest_claim(curves, rules),
-        optimum_claim(curves, rules),
+        gap_claim(curves, thresholds, early, differ=True),
+        gap_claim(curves, thresholds, later, differ=False),
+        overfit_claim(curves, thresholds, early),
+        bump_claim(curves, thresholds, early),
+        slowest_claim(curves, thresholds),
+        optimum_claim(curves, thresholds),
     ]
 
 
-def gap_claim(curves: Curves, rules: Rules, keys: list[Key], *, differ: bool) -> Row:
+def gap_claim(curves: Curves, thresholds: Thresholds, keys: list[Key], *, differ: bool) -> Row:
     """Classical and optimality inference differ in regime 1, at every one of `keys`, or agree in the others."""
-    low, margin = rules.borders[0], f"{rules.margin:g} %"
+    low, margin = thresholds.borders[0], f"{thresholds.margin:g} %"
     claim, statement = (
         (
             "gap-in-regime1",
@@ -41,8 +52,8 @@ def gap_claim(curves: Curves, rules: Rules, keys: list[Key], *, differ: bool) ->
     if not keys:
         return undecided(claim, curves.setting, statement, ERROR, "No such L was trained.")
     values = {key: excess(curves.at(*key, "classical"), curves.at(*key, "optimality")) for key in keys}
-    found = intervals({name(key): value for key, value in values.items()}, rules)
-    answers = [alike(i, rules.margin) for i in found.values()]
+    found = intervals({name(key): value for key, value in values.items()}, thresholds)
+    answers = [equivalent(i, thresholds.margin) for i in found.values()]
     answer = every(map(negation, answers)) if differ else every(answers)
     chosen = (min if differ else max)(found.values(), key=lambda i: abs(i.estimate))
     depths = sorted({depth for _, depth in keys})
@@ -55,36 +66,39 @@ def gap_claim(curves: Curves, rules: Rules, keys: list[Key], *, differ: bool) ->
     )  # fmt: skip
 
 
-def overfit_claim(curves: Curves, rules: Rules, keys: list[Key]) -> Row:
+def overfit_claim(curves: Curves, thresholds: Thresholds, keys: list[Key]) -> Row:
     """Regime 1: what training gains over the DCT, it gains at L_training iterations rather than at the end."""
     claim = "overfits-l-training"
     statement = (
-        f"For L < {rules.borders[0]:g}, training overfits the number of iterations: its gain over the untrained DCT is "
-        f"larger after L_training iterations than at the optimum, by {rules.margin:g} % of the error or more."
+        f"For L < {thresholds.borders[0]:g}, training overfits the number of iterations: its gain over the "
+        f"untrained DCT is larger after L_training iterations than at the optimum, by "
+        f"{thresholds.margin:g} % of the error or more."
     )
     if not keys:
         return undecided(claim, curves.setting, statement, ERROR, "No such L was trained.")
     final = {key: excess(curves.at(*key, "optimality"), curves.dct_optimum) for key in keys}
     early = {key: excess(curves.at(*key, "classical"), curves.dct[curves.grid.index(key[1])]) for key in keys}
-    found = intervals({name(key): final[key] - early[key] for key in keys}, rules)
+    found = intervals({name(key): final[key] - early[key] for key in keys}, thresholds)
     gained = ", ".join(f"{name(key)} {0 - early[key][0]:.3g} % and {0 - final[key][0]:.3g} %" for key in keys)
     return verdict(
-        claim, curves.setting, statement, every(gains(i, rules.margin) for i in found.values()),
+        claim, curves.setting, statement, every(superior(i, thresholds.margin) for i in found.values()),
         min(found.values(), key=lambda i: i.estimate), ERROR,
         f"Difference of gains, {evidence(curves, found, keys)} Gains after L_training and at the optimum: {gained}.",
     )  # fmt: skip
 
 
-def optimum_claim(curves: Curves, rules: Rules) -> Row:
+def optimum_claim(curves: Curves, thresholds: Thresholds) -> Row:
     """What Figure 4 shows at its right end: many iterations come to the certified optimum."""
     statement = (
-        f"After {curves.grid[-1]:,} iterations the error is that of the certified optimum within {rules.margin:g} %."
+        f"After {curves.grid[-1]:,} iterations the error is that of the certified optimum within "
+        f"{thresholds.margin:g} %."
     )
     keys = sorted(curves.mse)
-    found = intervals({name(key): excess(curves.mse[key][-1], curves.optimum[key]) for key in keys}, rules)
+    found = intervals({name(key): excess(curves.mse[key][-1], curves.optimum[key]) for key in keys}, thresholds)
     farthest = max(found.values(), key=lambda i: abs(i.estimate))
     return verdict(
-        "iterations-reach-optimum", curves.setting, statement, every(alike(i, rules.margin) for i in found.values()),
+        "iterations-reach-optimum", curves.setting, statement,
+        every(equivalent(i, thresholds.margin) for i in found.values()),
         farthest, ERROR,
         f"{curves.certified:.1%} of the frames or more are certified; excess, {evidence(curves, found, keys)}",
     )  # fmt: skip
@@ -96,17 +110,18 @@ def excess(mse: Values, reference: Values) -> Values:
 
 
 def name(key: Key) -> str:
+    """Return a training's mode and L in words."""
     return f"{key[0]} L = {key[1]}"
 
 
-def bump_claim(curves: Curves, rules: Rules, keys: list[Key]) -> Row:
+def bump_claim(curves: Curves, thresholds: Thresholds, keys: list[Key]) -> Row:
     """Regime 1: the error rises again after L_training iterations. The slides show it for the largest L there."""
     claim = "bump-at-l-training"
     depth = max((depth for _, depth in keys), default=None)
     keys = [key for key in keys if key[1] == depth]
     statement = (
-        f"For the largest L < {rules.borders[0]:g}, the error curve has a bump at L_training in both modes: within "
-        f"{BUMP_REACH} L_training it rises above its value there, by {rules.margin:g} % or more."
+        f"For the largest L < {thresholds.borders[0]:g}, the error curve has a bump at L_training in both modes: "
+        f"within {BUMP_REACH} L_training it rises above its value there, by {thresholds.margin:g} % or more."
     )
     rises = {
         (key, count): excess(curves.mse[key][row], curves.at(*key, "classical"))
@@ -116,11 +131,11 @@ def bump_claim(curves: Curves, rules: Rules, keys: list[Key]) -> Row:
     }
     if not rises:
         return undecided(claim, curves.setting, statement, ERROR, "No L of regime 1 was trained and run for longer.")
-    found = intervals(rises, rules)
+    found = intervals(rises, thresholds)
     highest, answers = {}, []
     for key in dict.fromkeys(key for key, _ in found):
         own = {count: i for (other, count), i in found.items() if other == key}
-        answers.append(some(gains(i, rules.margin) for i in own.values()))
+        answers.append(some(superior(i, thresholds.margin) for i in own.values()))
         top = max(own, key=lambda count: own[count].estimate)
         highest[f"{name(key)} to {top} iterations"] = own[top]
     return verdict(
@@ -129,23 +144,25 @@ def bump_claim(curves: Curves, rules: Rules, keys: list[Key]) -> Row:
     )  # fmt: skip
 
 
-def slowest_claim(curves: Curves, rules: Rules) -> Row:
+def slowest_claim(curves: Curves, thresholds: Thresholds) -> Row:
     """The best model in final error takes the most iterations to come near it; both recomputed in each resample."""
     claim, unit = "best-is-slowest", "iterations / the slowest other's"
     statement = (
         f"The model with the smallest error at the optimum converges slowest: it takes the most iterations to stay "
-        f"within {rules.margin:g} % of that error."
+        f"within {thresholds.margin:g} % of that error."
     )
     keys = sorted(curves.mse)
     if len(keys) < 2:
         return undecided(claim, curves.setting, statement, unit, "There is one model only.")
     final = np.stack([curves.optimum[key] for key in keys])
-    needed = np.stack([arrival(curves.grid, curves.mse[key], curves.optimum[key], rules.margin / 100) for key in keys])
+    needed = np.stack(
+        [arrival(curves.grid, curves.mse[key], curves.optimum[key], thresholds.margin / 100) for key in keys]
+    )
     best = final.argmin(axis=0)
     columns = np.arange(final.shape[1])
     others = needed.copy()
     others[best, columns] = 0
-    interval = percentile(needed[best, columns] / others.max(axis=0), rules.confidence)
+    interval = percentile(needed[best, columns] / others.max(axis=0), thresholds.confidence)
     answer = True if interval.low > 1 else False if interval.high < 1 else None
     share = float((best[1:] == best[0]).mean())
     each = ", ".join(

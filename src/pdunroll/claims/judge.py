@@ -1,4 +1,4 @@
-"""Which claims of the slides hold here.  python -m pdunroll verdicts [experiment=...]
+"""Which claims of the slides hold here.  python -m pdunroll verdicts [experiment=...].
 
 Reads evaluation.csv, training.csv, optima.csv and errors/*.npz in outputs/<name>/, and theory/*.csv and
 benchmark/memory.csv where they are; no operator, no speech. Writes to outputs/<name>/:
@@ -44,12 +44,12 @@ def judge(
     from pdunroll.claims.cost import cost_claims
     from pdunroll.claims.interpretability import figure4_claims
     from pdunroll.claims.regimes import figure3_claims
-    from pdunroll.claims.registry import Rules, Setting
+    from pdunroll.claims.registry import Setting, Thresholds
     from pdunroll.claims.theory import TABLES, theory_claims
 
     if len(regime_borders) != 2 or regime_borders[0] >= regime_borders[1]:
         raise InputError(f"figures.regime_borders must be two ascending numbers for the verdicts, got {regime_borders}")
-    rules = Rules(100 * margin, confidence, (regime_borders[0], regime_borders[1]))
+    thresholds = Thresholds(100 * margin, confidence, (regime_borders[0], regime_borders[1]))
     evaluation, optima, training = read_results(folder).values()
     theory = {}
     if (folder / "theory").is_dir():
@@ -71,8 +71,8 @@ def judge(
         rng = np.random.default_rng(seed)  # the same resamples for each setting
         curves = read_curves(folder, setting, trainings, evaluation, optima, resamples, rng)
         rows += [
-            *figure3_claims(curves, rules),
-            *figure4_claims(curves, rules),
+            *figure3_claims(curves, thresholds),
+            *figure4_claims(curves, thresholds),
             *cost_claims(setting, training, b, peaks, (time_margin, memory_margin)),
             *theory_claims(setting, theory, b, confidence),
         ]

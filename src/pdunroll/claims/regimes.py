@@ -12,7 +12,7 @@ from pdunroll.claims.registry import (
     MODES,
     Curves,
     Row,
-    Rules,
+    Thresholds,
     Values,
     evidence,
     intervals,
@@ -20,18 +20,18 @@ from pdunroll.claims.registry import (
     undecided,
     verdict,
 )
-from pdunroll.evaluation.statistics import Answer, Interval, alike, every, gains, negation
+from pdunroll.evaluation.statistics import Answer, Interval, equivalent, every, negation, superior
 
 
-def figure3_claims(curves: Curves, rules: Rules) -> list[Row]:
+def figure3_claims(curves: Curves, thresholds: Thresholds) -> list[Row]:
     """Return the verdicts on all claims of Figure 3, after classical and after optimality inference."""
     return [
         row
         for kind in KINDS
         for row in (
-            *regime_claims(curves, rules, kind),
-            *border_claims(curves, rules, kind),
-            overall_claim(curves, rules, kind),
+            *regime_claims(curves, thresholds, kind),
+            *border_claims(curves, thresholds, kind),
+            overall_claim(curves, thresholds, kind),
         )
     ]
 
@@ -51,18 +51,18 @@ def by_iterations(curves: Curves, pairs: list[tuple[int, int]], kind: str) -> di
     }
 
 
-def regime_claims(curves: Curves, rules: Rules, kind: str) -> list[Row]:
-    """Regime 1: both modes alike. Regime 2: no gain from more iterations. Regime 3: truncated is better."""
+def regime_claims(curves: Curves, thresholds: Thresholds, kind: str) -> list[Row]:
+    """Regime 1: both modes equivalent. Regime 2: no gain from more iterations. Regime 3: truncated is better."""
     both = curves.depths(*MODES)
-    inside = {number: [depth for depth in both if rules.regime(depth) == number] for number in (1, 2, 3)}
-    low, high = rules.borders
+    inside = {number: [depth for depth in both if thresholds.regime(depth) == number] for number in (1, 2, 3)}
+    low, high = thresholds.borders
     statements = {
         f"regime1-alike-{kind}": f"For L < {low:g}, full and truncated backpropagation give the same error within "
-        f"{rules.margin:g} % after {kind} inference.",
+        f"{thresholds.margin:g} % after {kind} inference.",
         f"regime2-no-gain-{kind}": f"For {low:g} < L < {high:g}, more iterations in training bring no gain of "
-        f"{rules.margin:g} % or more after {kind} inference, in either mode.",
+        f"{thresholds.margin:g} % or more after {kind} inference, in either mode.",
         f"regime3-truncated-better-{kind}": f"For L > {high:g}, truncated backpropagation gives a smaller error than "
-        f"full after {kind} inference, by {rules.margin:g} % or more.",
+        f"full after {kind} inference, by {thresholds.margin:g} % or more.",
     }
     rows = []
     for number, (claim, statement) in enumerate(statements.items(), start=1):
@@ -75,17 +75,17 @@ def regime_claims(curves: Curves, rules: Rules, kind: str) -> list[Row]:
         keys = [(mode, depth) for mode in MODES for depth in depths]
         if number == 2:
             pairs = by_iterations(curves, [(depths[0], more) for more in depths[1:]], kind)
-            found = intervals({f"{mode}, L = {a} to {b}": values for (mode, a, b), values in pairs.items()}, rules)
-            answer = every(negation(gains(i, rules.margin)) for i in found.values())
+            found = intervals({f"{mode}, L = {a} to {b}": values for (mode, a, b), values in pairs.items()}, thresholds)
+            answer = every(negation(superior(i, thresholds.margin)) for i in found.values())
             chosen = max(found.values(), key=lambda i: i.estimate)
         else:
             values = by_truncated(curves, depths, kind)
-            found = intervals({f"L = {depth}": value for depth, value in values.items()}, rules)
+            found = intervals({f"L = {depth}": value for depth, value in values.items()}, thresholds)
             if number == 1:
-                answer = every(alike(i, rules.margin) for i in found.values())
+                answer = every(equivalent(i, thresholds.margin) for i in found.values())
                 chosen = max(found.values(), key=lambda i: abs(i.estimate))
             else:
-                answer = every(gains(i, rules.margin) for i in found.values())
+                answer = every(superior(i, thresholds.margin) for i in found.values())
                 chosen = min(found.values(), key=lambda i: i.estimate)
         subject = "Gain" if number == 2 else "Gain of truncated over full"
         rows.append(
@@ -96,28 +96,33 @@ def regime_claims(curves: Curves, rules: Rules, kind: str) -> list[Row]:
     return rows
 
 
-def border_claims(curves: Curves, rules: Rules, kind: str) -> list[Row]:
+def border_claims(curves: Curves, thresholds: Thresholds, kind: str) -> list[Row]:
     """Where the data have the borders between the regimes, against where the paper has them."""
     both = curves.depths(*MODES)
-    before = [depth for depth in both if rules.regime(depth) < 3]
+    before = [depth for depth in both if thresholds.regime(depth) < 3]
     pairs = by_iterations(curves, list(combinations(before, 2)), kind)
     flat: dict[int, Answer] = {}
     if pairs:
-        found = intervals(pairs, rules)
+        found = intervals(pairs, thresholds)
         flat = {
-            depth: every(negation(gains(i, rules.margin)) for (_, fewer, _), i in found.items() if fewer == depth)
+            depth: every(
+                negation(superior(i, thresholds.margin)) for (_, fewer, _), i in found.items() if fewer == depth
+            )
             for depth in before[:-1]
         }
     better: dict[int, Answer] = {}
     if both:
         better = {
-            depth: gains(i, rules.margin) for depth, i in intervals(by_truncated(curves, both, kind), rules).items()
+            depth: superior(i, thresholds.margin)
+            for depth, i in intervals(by_truncated(curves, both, kind), thresholds).items()
         }
     return [
         border_claim(
-            curves, f"border-1-2-{kind}", rules.borders[0], flat, "more iterations bring no gain any more", kind
+            curves, f"border-1-2-{kind}", thresholds.borders[0], flat, "more iterations bring no gain any more", kind
         ),
-        border_claim(curves, f"border-2-3-{kind}", rules.borders[1], better, "truncated is better than full", kind),
+        border_claim(
+            curves, f"border-2-3-{kind}", thresholds.borders[1], better, "truncated is better than full", kind
+        ),
     ]
 
 
@@ -158,11 +163,11 @@ def border_claim(curves: Curves, claim: str, border: float, answers: dict[int, A
     )
 
 
-def overall_claim(curves: Curves, rules: Rules, kind: str) -> Row:
+def overall_claim(curves: Curves, thresholds: Thresholds, kind: str) -> Row:
     """The slides' summary: truncated outperforms full, each at the L that was best in validation."""
     claim = f"truncated-outperforms-full-{kind}"
     statement = (
-        f"Truncated backpropagation outperforms full after {kind} inference by {rules.margin:g} % of the error or "
+        f"Truncated backpropagation outperforms full after {kind} inference by {thresholds.margin:g} % of the error or "
         "more, each at the L of its best validation error after that inference."
     )
     if not all(curves.depths(mode) for mode in MODES):
@@ -171,8 +176,8 @@ def overall_claim(curves: Curves, rules: Rules, kind: str) -> Row:
     best = {mode: min(curves.depths(mode), key=lambda depth: curves.validation[kind][mode, depth]) for mode in MODES}
     full, truncated = (curves.at(mode, depth, kind) for mode, depth in best.items())
     name = f"truncated L = {best['truncated']} over full L = {best['full']}"
-    found = intervals({name: 100 * (1 - truncated / full)}, rules)
+    found = intervals({name: 100 * (1 - truncated / full)}, thresholds)
     return verdict(
-        claim, curves.setting, statement, gains(found[name], rules.margin), found[name], ERROR,
+        claim, curves.setting, statement, superior(found[name], thresholds.margin), found[name], ERROR,
         f"Gain of {evidence(curves, found, best.items())}",
     )  # fmt: skip

@@ -46,6 +46,7 @@ def undecided(claim: str, setting: Setting, statement: str, unit: str, reason: s
 
 
 def listed(numbers: list[int]) -> str:
+    """Return numbers separated by commas."""
     return ", ".join(map(str, numbers))
 
 
@@ -72,7 +73,7 @@ class Curves(NamedTuple):
         return sorted(set.intersection(*({depth for own, depth in self.mse if own == mode} for mode in modes)))
 
 
-class Rules(NamedTuple):
+class Thresholds(NamedTuple):
     """The margin, the confidence and the borders of the regimes by which claims are judged."""
 
     margin: float  # in % of the error
@@ -80,15 +81,17 @@ class Rules(NamedTuple):
     borders: tuple[float, float]  # in L, between the paper's regimes
 
     def regime(self, depth: int) -> int:
+        """Return the number of the regime of an L_training, 1 to 3."""
         return 1 + sum(depth > border for border in self.borders)
 
 
-def intervals(values: dict[Name, Values], rules: Rules) -> dict[Name, Interval]:
+def intervals(values: dict[Name, Values], thresholds: Thresholds) -> dict[Name, Interval]:
     """Simultaneous intervals of named quantities."""
-    return dict(zip(values, simultaneous(np.stack(list(values.values())), rules.confidence), strict=True))
+    return dict(zip(values, simultaneous(np.stack(list(values.values())), thresholds.confidence), strict=True))
 
 
 def text(found: dict[str, Interval]) -> str:
+    """Return estimates and their intervals in words."""
     return "; ".join(f"{name}: {i.estimate:+.3g} % [{i.low:+.3g}, {i.high:+.3g}]" for name, i in found.items())
 
 

@@ -8,7 +8,7 @@ from pdunroll.claims.registry import Row, Setting, undecided, verdict
 from pdunroll.evaluation.statistics import Answer, Interval, every, proportion
 
 TABLES = ("fits", "fidelity", "decay", "settling")
-VANISHED = 1e-3  # of its first value: as `limits.decay` has it
+VANISHED = 1e-3  # of its first value: as `pdunroll.evaluation.theory.decay` has it
 NEAR = 0.1  # relative error of a gradient that has come near its limit
 FRAMES = "share of frames"
 
@@ -50,6 +50,7 @@ Found = tuple[Answer, Interval | None, str]
 
 
 def by_operator(rows: list[Row]) -> dict[str, list[Row]]:
+    """Return the rows of each operator."""
     found: dict[str, list[Row]] = {}
     for row in rows:
         found.setdefault(row["operator"], []).append(row)
@@ -57,13 +58,17 @@ def by_operator(rows: list[Row]) -> dict[str, list[Row]]:
 
 
 def majority(interval: Interval) -> Answer:
+    """Tell whether a share is above one half, if its interval says."""
     return True if interval.low > 0.5 else False if interval.high < 0.5 else None
 
 
 def assumption(fits: list[Row], settling: list[Row], confidence: float) -> Found:
-    """The share of frames that decay. Slow decay leaves it open: only a frame with a kernel that delta stays in is
-    one that cannot, so that the interval reaches up to the share of all others. Frames of `settling` whose
-    masks still changed in the second half of the iterations do not count as such: their kernels may not last."""
+    """Judge the share of frames that decay.
+
+    Slow decay leaves the answer open: only a frame with a kernel that delta stays in is one that cannot decay, so that
+    the interval reaches up to the share of all others. Frames of `settling` whose masks still changed in the second
+    half of the iterations do not count as such: their kernels may not last.
+    """
     unsettled = {(row["operator"], row["frame"]) for row in settling if row["settled_after"] > row["of"] / 2}
     intervals, parts = [], []
     for operator, rows in by_operator(fits).items():
@@ -122,8 +127,10 @@ def nearer(fidelity: list[Row], b: int | None) -> Found:
 
 
 def settled(settling: list[Row], confidence: float) -> Found:
-    """The share of frames whose masks stay as they are for the second half of the iterations. Those that do not may
-    still settle later: this is never refuted."""
+    """Judge the share of frames whose masks stay as they are for the second half of the iterations.
+
+    The others may still settle later, so that this is never refuted.
+    """
     intervals, parts = [], []
     for operator, rows in by_operator(settling).items():
         count = sum(row["settled_after"] <= row["of"] / 2 for row in rows)
@@ -135,8 +142,10 @@ def settled(settling: list[Row], confidence: float) -> Found:
 
 
 def kernels(decay: list[Row]) -> Found:
-    """The distance of (delta_P, delta_D) to the kernels after the last count, relative to the median after the first:
-    vanished, not even halved, or still on the way; over 10 to 90 % of the frames."""
+    """Judge whether the distance of (delta_P, delta_D) to the kernels has vanished, or not even halved.
+
+    It is taken after the last count, relative to the median after the first, over 10 to 90 % of the frames.
+    """
     left, parts = [], []
     for operator, rows in by_operator([row for row in decay if row["quantity"] == "kernel_distance"]).items():
         first, last = (pick(rows, key=lambda row: row["count"]) for pick in (min, max))
@@ -148,4 +157,5 @@ def kernels(decay: list[Row]) -> Found:
 
 
 def spread(values: list[float]) -> Interval:
+    """Return the median of some values and their range."""
     return Interval(median(values), min(values), max(values))

@@ -299,10 +299,10 @@ def build(node: Any) -> Any:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn bad input, and a system that refuses, into one line on stderr and exit status 2; other exceptions are bugs
-    and keep their traceback.
+    """Turn bad input, and errors of the system, into one line on stderr and exit status 2.
 
-    An interrupt ends at once, with all processes that were started: what was being written is whole or not there.
+    Other exceptions are bugs and keep their traceback. An interrupt ends at once, with all processes that were started:
+    what was being written is whole or not there.
     """
     logging.raiseExceptions = False  # a log that cannot be written is no reason for a traceback
     try:

@@ -10,6 +10,7 @@ from pdunroll.commands.config import CONF, one_line_errors, settings
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="config")
 def main(cfg: DictConfig) -> None:
+    """Publish the dashboard of an experiment."""
     with one_line_errors():
         config = settings(cfg)
         from pdunroll.report.dashboard import publish

@@ -11,6 +11,7 @@ from pdunroll.report.figures import draw
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="config")
 def main(cfg: DictConfig) -> None:
+    """Draw the figures and write the table of results."""
     with one_line_errors():
         config = settings(cfg)
         options = config.figures

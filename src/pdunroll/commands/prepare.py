@@ -1,4 +1,4 @@
-"""Make the dataset: speech -> frames -> quantized.  python -m pdunroll prepare [data=...] [experiment=...]"""
+"""Make the dataset: speech -> frames -> quantized.  python -m pdunroll prepare [data=...] [experiment=...]."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pdunroll.commands.config import CONF, build, one_line_errors, settings
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="config")
 def main(cfg: DictConfig) -> None:
+    """Prepare the frames and say what they are."""
     with one_line_errors():
         config = settings(cfg)
         from pdunroll.speech import frames

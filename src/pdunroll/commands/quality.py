@@ -1,4 +1,4 @@
-"""Speech quality over whole test sentences, and some to listen to.  python -m pdunroll quality [experiment=...]
+"""Speech quality over whole test sentences, and some to listen to.  python -m pdunroll quality [experiment=...].
 
 Compares the quantized sentences with restorations by the DCT and, for each mask, norm and mode, by the operator
 with the least validation error at the certified optimum, each at that optimum. Writes to outputs/<name>/:
@@ -19,6 +19,7 @@ from pdunroll.commands.config import CONF, Config, build, given, one_line_errors
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="config")
 def main(cfg: DictConfig) -> None:
+    """Score the restored sentences."""
     with one_line_errors():
         assess(settings(cfg))
 

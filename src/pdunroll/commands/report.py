@@ -13,6 +13,7 @@ from pdunroll.report import page
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="config")
 def main(cfg: DictConfig) -> None:
+    """Write report.html."""
     with one_line_errors():
         config = settings(cfg)
         page.write(config.outputs, config.name, runs=Path(config.evaluation.runs), prepared=config.prepared)

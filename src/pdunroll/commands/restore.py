@@ -14,10 +14,12 @@ class Parser(argparse.ArgumentParser):
     """Says what is wrong as the other entry points do."""
 
     def error(self, message: str) -> NoReturn:
+        """Raise `InputError` with what argparse found wrong."""
         raise InputError(f"{message}; `{self.prog} --help` shows the usage")
 
 
 def parser() -> Parser:
+    """Return the parser of the command line."""
     found = Parser(
         prog="python -m pdunroll restore",
         description="Restore a recording of low bit depth. Every sample stays within its quantization cell; every "
@@ -39,6 +41,7 @@ def parser() -> Parser:
 
 
 def main() -> None:
+    """Restore the recording that the command line names."""
     with one_line_errors():
         given = parser().parse_args()
         from pdunroll.restore.restore import restore_file

@@ -1,4 +1,4 @@
-"""Write the composed configuration, split by what depends on it, for DVC.  python -m pdunroll settings [experiment=...]
+"""Write the composed settings, split by what depends on them, for DVC.  python -m pdunroll settings [experiment=...].
 
 conf/ is the only source of parameters; what a stage depends on is spread there over groups and presets. This resolves
 it into outputs/<name>/settings.yaml, whose sections the stages of dvc.yaml name as their parameters, so that
@@ -26,6 +26,7 @@ STAGES = ("prepare", "train", "evaluate", "theory", "quality", "figures", "verdi
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="config")
 def main(cfg: DictConfig) -> None:
+    """Write settings.yaml."""
     with one_line_errors():
         config = settings(cfg)
         sections = {

@@ -45,11 +45,13 @@ class Sweep(Callback):
         self.jobs: list[Job] = []
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Check the settings of a single run before anything is written."""
         with one_line_errors():
             task_settings(config)
             require_folder("hydra.run.dir", config.hydra.run.dir)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Check all trainings of a sweep, and say what is to be done."""
         if config.hydra.job.name == "train":
             with one_line_errors():
                 from pdunroll.training.run_folder import RunFolder, identify
@@ -66,6 +68,7 @@ class Sweep(Callback):
                 announce(self.jobs, runs, side_by_side)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Write sweep.csv and say what has failed."""
         if self.jobs:
             with one_line_errors():
                 note_of(Path(config.hydra.sweep.dir)).unlink(missing_ok=True)

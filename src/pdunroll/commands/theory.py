@@ -1,4 +1,4 @@
-"""The paper's theorems, measured: where each holds, on real frames.  python -m pdunroll theory [experiment=...]
+"""The paper's theorems, measured: where each holds, on real frames.  python -m pdunroll theory [experiment=...].
 
 Writes the tables of `pdunroll.evaluation.theorems` and their figures to outputs/<name>/theory/. The DCT is measured
 with both norms of the step sizes, a trained operator with the one that it was trained with.

@@ -1,4 +1,4 @@
-"""Train one operator, or with -m a sweep.  python -m pdunroll train [-m] [experiment=...] [sweep=...] [backprop=...]
+"""Train one operator, or with -m a sweep.  python -m pdunroll train [-m] [experiment=...] [sweep=...] [backprop=...].
 
 A training owns one folder. Its run.json says what made it: the scientific settings, the data, and digests of the code.
 A finished training with the same settings, data and strategy is skipped, also where pdunroll itself has changed since,
@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="config")
 def main(cfg: DictConfig) -> float:
+    """Train one operator; return its best validation MSE, NaN where it diverged in a sweep."""
     end_with_parent()
     with one_line_errors():
         config = settings(cfg)

@@ -10,6 +10,7 @@ from pdunroll.commands.config import CONF, one_line_errors, settings
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="config")
 def main(cfg: DictConfig) -> None:
+    """Judge the claims and print the verdicts."""
     with one_line_errors():
         config = settings(cfg)
         from dataclasses import asdict

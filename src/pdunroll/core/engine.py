@@ -254,7 +254,8 @@ class CompiledEngine(Engine):
             self._transposed = K, _array(K.T)
         return _array(K), self._transposed[1]
 
-    def iterate(self, K, x, count, start=None):
+    def iterate(self, K: Tensor, x: Tensor, count: int, start: Iterate | None = None) -> Iterate:
+        """Return the iterate `count` iterations after `start`."""
         if count == 0:
             return super().iterate(K, x, 0, start)
         z_dual, dual, z_primal, primal, extrapolated = self._fresh(K, x, start)
@@ -264,7 +265,7 @@ class CompiledEngine(Engine):
         )  # fmt: skip
         return Iterate(z_dual, dual, z_primal, primal, extrapolated)
 
-    def _record(self, K, x, mask, start, tape):
+    def _record(self, K: Tensor, x: Tensor, mask: PrimalMask, start: Iterate, tape: Tape) -> Iterate:
         state = self._fresh(K, x, start)
         self.loops.record(
             self.number, *self._both(K), _array(x), *self._box(x), self.sigma, self.tau, self.theta,
@@ -281,7 +282,8 @@ class CompiledEngine(Engine):
         )
         return Iterate(torch.empty_like(dual), dual, torch.empty_like(primal), primal, extrapolated)
 
-    def backward(self, K, masks, adjoint, delta_primal, delta_dual):
+    def backward(self, K: Tensor, masks: Masks, adjoint: Adjoint, delta_primal: Tensor, delta_dual: Tensor) -> Adjoint:
+        """Run Algorithm 2 over the iterations of `masks`; write its steps to the last two arguments."""
         last = Adjoint(*(part.clone(memory_format=torch.contiguous_format) for part in adjoint))
         self.loops.backward(
             self.number, *self._both(K), self.sigma, self.tau, self.theta, *(mask.numpy() for mask in masks),
@@ -289,7 +291,10 @@ class CompiledEngine(Engine):
         )  # fmt: skip
         return last
 
-    def backward_sums(self, K, masks, count, adjoint, sums):
+    def backward_sums(
+        self, K: Tensor, masks: Masks, count: int, adjoint: Adjoint, sums: tuple[Tensor, Tensor]
+    ) -> Adjoint:
+        """Run `count` iterations of Algorithm 2 with the same masks; add its steps to `sums`."""
         last = Adjoint(*(part.clone(memory_format=torch.contiguous_format) for part in adjoint))
         self.loops.backward_sums(
             self.number, count, *self._both(K), self.sigma, self.tau, self.theta, *map(_array, masks),
@@ -297,10 +302,12 @@ class CompiledEngine(Engine):
         )  # fmt: skip
         return last
 
-    def add_outer(self, total, scale, a, b):
+    def add_outer(self, total: Tensor, scale: float, a: Tensor, b: Tensor) -> None:
+        """Add scale * a^T b to total."""
         self.loops.add_outer(self.number, total.numpy(), np.float32(scale), _array(a), _array(b))
 
-    def product(self, base, a, matrix, scale):
+    def product(self, base: Tensor, a: Tensor, matrix: Tensor, scale: float) -> Tensor:
+        """Return base + scale * a matrix^T."""
         out = torch.empty_like(base, memory_format=torch.contiguous_format)
         self.loops.multiply(self.number, out.numpy(), _array(a), _array(matrix.T), np.float32(scale))
         return out.add_(base)
@@ -323,7 +330,7 @@ class GraphedEngine(Engine):
 
     name = "cuda graphs"
 
-    def _call(self, loop, fixed, *tensors):
+    def _call(self, loop: Callable[..., tuple[Tensor, ...]], fixed: Hashable, *tensors: Tensor) -> tuple[Tensor, ...]:
         K, *others = tensors
         algorithm = self.algorithm
         ratio = float(f"{(algorithm.sigma / algorithm.tau) ** 0.5:.12g}")  # without the rounding of a norm

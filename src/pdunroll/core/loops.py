@@ -95,8 +95,7 @@ def _dual_update(z, previous, dual, free):
 
 @jit
 def _primal_update(z, previous, primal, lower, upper, extrapolated, theta, free, x, shift, bound):
-    """z becomes z_P = y - tau K^T psi, of which it held the second term; then primal = prox(z_P), the extrapolation and
-    the mask if wanted."""
+    """z becomes z_P = y - tau K^T psi, of which it held the second term; primal = prox(z_P), then ybar and the mask."""
     z, previous, primal, extrapolated = z.ravel(), previous.ravel(), primal.ravel(), extrapolated.ravel()
     lower, upper = lower.ravel(), upper.ravel()
     for i in range(z.size):  # three short loops: with more arrays in one, LLVM does not vectorize it

@@ -17,6 +17,8 @@ Answer = bool | None  # yes, no, cannot be told
 
 
 class Interval(NamedTuple):
+    """An estimate and the bounds of its confidence interval."""
+
     estimate: float
     low: float
     high: float
@@ -69,24 +71,31 @@ def proportion(count: int, of: int, confidence: float) -> Interval:
     return Interval(count / of, float(found.low), float(found.high))
 
 
-def alike(interval: Interval, margin: float) -> Answer:
-    """Is the quantity zero for all purposes? Yes if the interval lies within the margin (two one-sided tests), no if it
-    excludes zero and the estimate is not within the margin."""
+def equivalent(interval: Interval, margin: float) -> Answer:
+    """Tell whether a quantity is equivalent to zero.
+
+    Yes if the interval lies within the margin (two one-sided tests), no if it excludes zero and the estimate is not
+    within the margin.
+    """
     if -margin < interval.low and interval.high < margin:
         return True
     excluded = interval.low > 0 or interval.high < 0
     return False if excluded and abs(interval.estimate) >= margin else None
 
 
-def gains(interval: Interval, margin: float) -> Answer:
-    """Is the quantity a gain? Yes if it is significantly above zero and the estimate is not below the margin, no if a
-    gain of the margin is ruled out. So never both `gains` and `alike`."""
+def superior(interval: Interval, margin: float) -> Answer:
+    """Tell whether a quantity is a gain.
+
+    Yes if it is significantly above zero and the estimate is not below the margin, no if a gain of the margin is ruled
+    out. A quantity is never both superior and equivalent.
+    """
     if interval.high < margin:
         return False
     return True if interval.low > 0 and interval.estimate >= margin else None
 
 
 def negation(answer: Answer) -> Answer:
+    """Return the opposite answer; what is open stays open."""
     return None if answer is None else not answer
 
 

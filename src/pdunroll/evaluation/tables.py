@@ -39,17 +39,23 @@ class Key(Model):
 
 
 class EvaluationRow(Key):
+    """A row of evaluation.csv."""
+
     l_inference: Positive
     mse: Number
 
 
 class OptimaRow(Key):
+    """A row of optima.csv."""
+
     optimum_mse: Number
     validation_optimum_mse: Number
     certified: Share
 
 
 class TrainingRow(Key):
+    """A row of training.csv."""
+
     seconds: Number
     validation_mse: Number
     best_step: Count

@@ -1,4 +1,4 @@
-"""The paper's theorems, measured: where each holds, on nontrivial test frames, in float64. The tables are
+"""The paper's theorems, measured: where each holds, on nontrivial test frames, in float64. The tables are.
 
 counts    trivial, vertex and degenerate frames among the test frames
 fidelity  gradients of Full over L and of Truncated over b against the exact limit gradient

@@ -1,4 +1,4 @@
-"""The dashboard of an experiment on Weights & Biases, as code.  python -m pdunroll dashboard [experiment=...]
+"""The dashboard of an experiment on Weights & Biases, as code.  python -m pdunroll dashboard [experiment=...].
 
 Logs the tables, figures and sentences of outputs/<name>/ as one run of job type "evaluation" beside the runs of the
 trainings, and, with tracking=online, saves a workspace that shows both. The specification of the workspace is written

@@ -1,4 +1,4 @@
-"""The paper's Figures 3 and 4 and a short table of results.  python -m pdunroll figures [experiment=...]
+"""The paper's Figures 3 and 4 and a short table of results.  python -m pdunroll figures [experiment=...].
 
 Reads evaluation.csv, optima.csv, training.csv and provenance.json in outputs/<name>/, nothing else; writes to
 outputs/<name>/figures/, each as png and svg:
@@ -144,12 +144,15 @@ def pick(rows: list[Row], name: Setting, mode: tuple[str, int | None], depth: in
 
 
 def mean(values: list[float]) -> float:
+    """Return the arithmetic mean."""
     return sum(values) / len(values)
 
 
 def regimes(evaluation: list[Row], optima: list[Row], training: list[Row], borders: list[float]) -> Figure:
-    """Figure 3: test MSE of classical inference (dashed) and at the certified optimum (solid), and runtime, against L
-    in training."""
+    """Draw Figure 3: test MSE and runtime against L in training.
+
+    The error of classical inference is dashed, that at the certified optimum solid.
+    """
     rows = trained(evaluation)
     depths = sorted({row["l_training"] for row in rows})
     position = {depth: number for number, depth in enumerate(depths)}
@@ -235,8 +238,10 @@ def mark_regimes(ax: Axes, depths: list[int], borders: list[float]) -> None:
 
 
 def interpretability(evaluation: list[Row], l_training: list[int] | None, optima: list[Row]) -> Figure:
-    """Figure 4: test MSE after every number of iterations. A ring marks L_training on its curve, a stroke on the right
-    the certified optimum that the curve tends to."""
+    """Draw Figure 4: test MSE after every number of iterations.
+
+    A ring marks L_training on its curve, a stroke on the right the certified optimum that the curve tends to.
+    """
     depths = sorted({row["l_training"] for row in trained(evaluation)})
     if l_training is not None:
         if not (shown := [depth for depth in depths if depth in l_training]):
@@ -255,8 +260,10 @@ def interpretability(evaluation: list[Row], l_training: list[int] | None, optima
 
 
 def bump(evaluation: list[Row], optima: list[Row], borders: list[float]) -> Figure:
-    """The curves of Figure 4 for the largest L of regime 1 (the smallest L of all if there is none): does the error
-    rise after L_training iterations, and with which step sizes?"""
+    """Draw the curves of Figure 4 for the largest L of regime 1, or the smallest L of all if there is none.
+
+    They show whether the error rises after L_training iterations, and with which step sizes.
+    """
     depths = sorted({row["l_training"] for row in trained(evaluation)})
     depth = max((depth for depth in depths if depth < borders[0]), default=depths[0])
     names = [

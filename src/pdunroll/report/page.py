@@ -1,4 +1,4 @@
-"""An experiment as one HTML file that embeds all it shows.  python -m pdunroll report [experiment=...]
+"""An experiment as one HTML file that embeds all it shows.  python -m pdunroll report [experiment=...].
 
 Reads tables, figures and files of outputs/<name>/ and multirun/<name>/ alone; writes outputs/<name>/report.html, which
 opens offline. In the place of a part whose stage has not run stands the command that makes it.

@@ -100,6 +100,7 @@ class Checkpoints(TorchCheckpointIO):
     """Checkpoints that are whole or not there, and that hold no code."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Write a checkpoint and its checksum."""
         buffer = io.BytesIO()  # torch.save to a file hides why it failed
         torch.save(checkpoint, buffer)
         with atomic(Path(path)) as temporary:
@@ -108,6 +109,7 @@ class Checkpoints(TorchCheckpointIO):
     def load_checkpoint(
         self, path: Any, map_location: Any | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
+        """Return a checkpoint; raise `InputError` if it is damaged."""
         content = Path(path).read_bytes()
         content, stored = content[:-CHECKSUM], content[-CHECKSUM:]
         if checksum(content) != stored:

@@ -28,16 +28,20 @@ class History(pl.Callback):
         self._since = 0.0
 
     def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps."""
         return {"rows": self.rows, "seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up what a checkpoint kept."""
         self.rows, self.seconds = state_dict["rows"], state_dict["seconds"]
 
     def on_exception(self, trainer: pl.Trainer, module: UnrolledTraining, exception: BaseException) -> None:
+        """Raise an interrupt again, of which Lightning would make a status of its own."""
         if isinstance(exception, KeyboardInterrupt):
             raise exception  # Lightning would make a status of its own of it
 
     def on_fit_start(self, trainer: pl.Trainer, module: UnrolledTraining) -> None:
+        """Log the rows of before an interruption, since loggers are new."""
         for row in self.rows:  # of a training that goes on, whose loggers are new
             self._log(trainer, row)
 
@@ -47,13 +51,16 @@ class History(pl.Callback):
             logger.log_metrics(known, step=row["step"])
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: UnrolledTraining) -> None:
+        """Start the clock."""
         self._since = time.perf_counter()
 
     def on_validation_start(self, trainer: pl.Trainer, module: UnrolledTraining) -> None:
+        """Stop the clock."""
         if not trainer.sanity_checking:
             self.seconds += time.perf_counter() - self._since
 
     def on_validation_end(self, trainer: pl.Trainer, module: UnrolledTraining) -> None:
+        """Write, log and print the row of this validation."""
         row = {"step": module.global_step, **module.latest, "seconds": self.seconds}
         self.rows.append(row)
         write_table(self.path, self.rows)

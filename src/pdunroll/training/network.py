@@ -33,7 +33,7 @@ class UnrolledNetwork(nn.Module):
         self.step_norm = step_norm
 
     def forward(self, observation: Tensor) -> Tensor:
-        """x (B, n) -> y^L (B, n)."""
+        """X (B, n) -> y^L (B, n)."""
         return unroll(
             self.operator,
             observation,

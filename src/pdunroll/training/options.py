@@ -11,8 +11,10 @@ MOST = 10**9  # the largest number of anything that is counted
 
 @dataclass
 class Optimization:
-    """Adam with a linearly decaying rate. The released code has adam_epsilon=1e-7 (Keras' default),
-    decay_counts=frames and shuffle_buffer=1000."""
+    """Adam with a linearly decaying rate.
+
+    The released code has adam_epsilon=1e-7 (Keras' default), decay_counts=frames and shuffle_buffer=1000.
+    """
 
     learning_rate: float = 1e-5
     final_learning_rate: float = 1e-8

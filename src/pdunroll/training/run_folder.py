@@ -132,6 +132,7 @@ class RunFolder:
             self._write("training", None)
 
     def finish(self, operator: NDArray, results: dict[str, Any]) -> None:
+        """Write the trained operator, then run.json; remove the checkpoint."""
         buffer = io.BytesIO()  # np.save to a file hides why it failed
         np.save(buffer, operator)
         with atomic(self.folder / OPERATOR) as temporary:
@@ -140,6 +141,7 @@ class RunFolder:
         (self.folder / "last.ckpt").unlink(missing_ok=True)
 
     def fail(self, reason: str) -> None:
+        """Write why the training failed."""
         self._write("failed", {"reason": reason})
 
     def _write(self, status: str, results: dict[str, Any] | None) -> None:

@@ -22,10 +22,14 @@ class Model(BaseModel):
 
 
 class Strategy(Model):
+    """The class that a strategy is built of."""
+
     target: str = Field(alias="_target_")
 
 
 class Backprop(Model):
+    """The mode of backpropagation."""
+
     name: str
     primal_mask: str
     strategy: Strategy
@@ -33,6 +37,8 @@ class Backprop(Model):
 
 
 class Network(Model):
+    """The unrolled network."""
+
     iterations: Positive  # L
     step_norm: str = "unset"  # in records of the first version
     rows: Positive | None = None  # m
@@ -41,12 +47,16 @@ class Network(Model):
 
 
 class Data(Model):
+    """The frames."""
+
     name: str
     bits: Positive
     frame_length: Positive
 
 
 class Settings(Model):
+    """The scientific settings of a training."""
+
     seed: Count
     data: Data
     backprop: Backprop
@@ -55,12 +65,16 @@ class Settings(Model):
 
 
 class Results(Model):
+    """What a finished training came to."""
+
     validation_mse: Number
     seconds: Number
     best_step: Count
 
 
 class Failure(Model):
+    """Why a training failed."""
+
     reason: str
 
 
