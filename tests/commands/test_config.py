@@ -11,12 +11,13 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
+from pytorch_lightning import Callback
 
 import pdunroll
 from pdunroll.commands.config import CONF, InputError, build, settings
 from pdunroll.speech.sources import IEEE, Folder, Synthetic
 
-GROUPS = ("data", "backprop", "algorithm", "experiment", "sweep", "trainer", "tracking")
+GROUPS = ("data", "backprop", "algorithm", "callbacks", "experiment", "sweep", "trainer", "tracking")
 
 
 def options(group: str) -> list[str]:
@@ -32,6 +33,7 @@ def test_groups_are_those_of_the_folder():
     assert sorted(path.name for path in Path(CONF).iterdir() if path.is_dir()) == sorted([*GROUPS, "hydra"])
     assert options("data") == ["folder", "ieee", "synthetic"]
     assert options("backprop") == ["full", "implicit", "truncated"]
+    assert options("callbacks") == ["early_stopping"]
     assert options("algorithm") == ["chambolle_pock", "halpern"]
     assert options("experiment") == ["demo", "paper", "quick", "smoke"]
     assert options("sweep") == ["regime1", "regime2", "regime3", "regimes"]
@@ -42,6 +44,7 @@ def test_groups_are_those_of_the_folder():
 def test_every_preset_is_instantiated(group, option):
     config = settings(composed(f"{group}={option}", "data.root=somewhere"))
     source, strategy = build(config.data.source), build(config.backprop["strategy"])
+    assert all(isinstance(build(node), Callback) for node in config.callbacks.values())
     assert isinstance(source, Synthetic | IEEE | Folder)
     assert isinstance(strategy, pdunroll.Full | pdunroll.Truncated | pdunroll.Implicit)
     assert isinstance(build(config.algorithm), pdunroll.RestartedHalpern | pdunroll.PlainChambollePock)
