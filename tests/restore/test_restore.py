@@ -431,8 +431,8 @@ def test_unfinished_training_has_no_operator(folder):
     np.save(folder / "operator.npy", np.eye(4))
     assert operators.load(folder / "operator.npy").provenance == {}
     settings = {
-        "seed": 0, "data": {"name": "mine", "bits": 4}, "network": {"iterations": 10, "step_norm": "frobenius"},
-        "optimization": {},
+        "seed": 0, "data": {"name": "mine", "bits": 4, "frame_length": 64}, "optimization": {},
+        "network": {"iterations": 10, "step_norm": "frobenius"},
         "backprop": {"name": "full", "primal_mask": "active_set", "strategy": {"_target_": "pdunroll.Full"}},
     }  # fmt: skip
     record = {
