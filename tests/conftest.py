@@ -20,8 +20,8 @@ from hydra import compose, initialize_config_dir
 from hypothesis import settings
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pdunroll.commands.config import CONF, Config, run
-from pdunroll.commands.config import settings as settings_from
+from pdunroll.commands.entry import CONF, Config, run
+from pdunroll.commands.entry import settings as settings_from
 from pdunroll.core import engine
 
 settings.register_profile("same", derandomize=True)  # the same examples at each run

@@ -33,7 +33,7 @@ def main() -> None:
         print(f"pdunroll: there is no command {name!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
         raise SystemExit(2)
     else:
-        from pdunroll.commands.config import run
+        from pdunroll.commands.entry import run
 
         given = sys.argv[2:]
         sweeping = [flag for flag in given if flag in ("-m", "--multirun")]  # Hydra takes them before overrides only

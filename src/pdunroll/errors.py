@@ -46,6 +46,20 @@ def require_positive(name: str, value: object) -> float:
     return number
 
 
+def require_within(name: str, value: float, least: float, most: float) -> float:
+    """Return `value` if it is in [least, most]; raise `InputError` otherwise."""
+    if not least <= value <= most:
+        raise InputError(f"{name} must be in [{least:g}, {most:g}], got {shown(value)}")
+    return value
+
+
+def require_share(name: str, value: float) -> float:
+    """Return `value` if it is strictly between 0 and 1; raise `InputError` otherwise."""
+    if not 0 < value < 1:
+        raise InputError(f"{name} must be between 0 and 1, got {shown(value)}")
+    return value
+
+
 def require_choice(name: str, value: object, choices: tuple[str, ...]) -> str:
     """Return `value` if it is one of `choices`; raise `InputError` otherwise."""
     if not isinstance(value, str) or value not in choices:

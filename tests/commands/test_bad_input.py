@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import os
@@ -378,7 +379,8 @@ def test_states(smoke, call, tmp_path, name, path, change, named):
 
 
 def test_installed_without_the_repository(call, tmp_path, monkeypatch):
-    monkeypatch.setattr("pdunroll.commands.config.CONF", str(tmp_path / "conf"))
+    importlib.import_module("pdunroll.commands.prepare")  # whose decorator takes CONF for good
+    monkeypatch.setattr("pdunroll.commands.entry.CONF", str(tmp_path / "conf"))
     refused(call("prepare", SMOKE), "conf is missing", "clone")
     assert not any(tmp_path.iterdir())
 

@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 from pytorch_lightning import Callback
 
 import pdunroll
-from pdunroll.commands.config import CONF, InputError, build, settings
+from pdunroll.commands.entry import CONF, InputError, build, settings
 from pdunroll.speech.sources import IEEE, Folder, Synthetic
 
 GROUPS = ("data", "backprop", "algorithm", "callbacks", "experiment", "sweep", "trainer", "tracking")

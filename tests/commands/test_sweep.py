@@ -83,7 +83,7 @@ def test_two_trainings_of_one_folder_are_refused(prepared):
 
 def test_without_room_it_does_not_begin(prepared, call, monkeypatch):
     monkeypatch.setattr(
-        "pdunroll.commands.sweep.shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 10**5)
+        "pdunroll.training.sweep.shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 10**5)
     )
     done = call("train", *ARGUMENTS)
     assert done.status == 2

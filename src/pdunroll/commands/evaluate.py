@@ -9,23 +9,19 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-import hydra
-from omegaconf import DictConfig
-
-from pdunroll.commands.config import CONF, build, given, one_line_errors, settings
+from pdunroll.commands.entry import build, entry, given
+from pdunroll.config import Config
 
 
-@hydra.main(version_base="1.3", config_path=CONF, config_name="config")
-def main(cfg: DictConfig) -> None:
+@entry
+def main(config: Config) -> None:
     """Evaluate the finished trainings of `evaluation.runs`."""
-    with one_line_errors():
-        config = settings(cfg)
-        from pdunroll.evaluation.evaluate import evaluate
-        from pdunroll.speech.frames import read_manifest
-        from pdunroll.training.run_folder import finished_runs
+    from pdunroll.evaluation.evaluate import evaluate
+    from pdunroll.speech.frames import read_manifest
+    from pdunroll.training.run_folder import finished_runs
 
-        options = asdict(config.evaluation)
-        data = read_manifest(config.prepared)["digest"]
-        runs = finished_runs(Path(options.pop("runs")), data, config.name, given(config))
-        device = "cuda" if config.trainer.accelerator == "gpu" else "cpu"
-        evaluate(runs, config.prepared, config.outputs, algorithm=build(config.algorithm), device=device, **options)
+    options = asdict(config.evaluation)
+    data = read_manifest(config.prepared)["digest"]
+    runs = finished_runs(Path(options.pop("runs")), data, config.name, given(config))
+    device = "cuda" if config.trainer.accelerator == "gpu" else "cpu"
+    evaluate(runs, config.prepared, config.outputs, algorithm=build(config.algorithm), device=device, **options)

@@ -11,21 +11,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import hydra
-from omegaconf import DictConfig
-
-from pdunroll.commands.config import CONF, Config, build, given, one_line_errors, settings
+from pdunroll.commands.entry import build, entry, given
+from pdunroll.config import Config
 
 
-@hydra.main(version_base="1.3", config_path=CONF, config_name="config")
-def main(cfg: DictConfig) -> None:
-    """Score the restored sentences."""
-    with one_line_errors():
-        assess(settings(cfg))
-
-
-def assess(config: Config) -> None:
-    """Restore, measure and write everything."""
+@entry
+def main(config: Config) -> None:
+    """Restore the sentences, score them, and write the tables and the audio."""
     import numpy as np
     from joblib import Parallel, delayed
 

@@ -6,7 +6,6 @@ import argparse
 from pathlib import Path
 from typing import NoReturn
 
-from pdunroll.commands.config import one_line_errors
 from pdunroll.errors import InputError
 
 
@@ -42,8 +41,7 @@ def parser() -> Parser:
 
 def main() -> None:
     """Restore the recording that the command line names."""
-    with one_line_errors():
-        given = parser().parse_args()
-        from pdunroll.restore.restore import restore_file
+    given = parser().parse_args()
+    from pdunroll.restore.restore import restore_file
 
-        restore_file(given.input, given.output, operator=given.operator, bits=given.bits, reference=given.reference)
+    restore_file(given.input, given.output, operator=given.operator, bits=given.bits, reference=given.reference)

@@ -11,12 +11,12 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-import hydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from yaml import YAMLError
 
-from pdunroll.commands.config import CONF, one_line_errors, settings
+from pdunroll.commands.entry import entry
+from pdunroll.config import Config
 from pdunroll.errors import InputError
 from pdunroll.files import atomic, digest
 from pdunroll.training.code_digest import source_digest
@@ -24,25 +24,23 @@ from pdunroll.training.code_digest import source_digest
 STAGES = ("prepare", "train", "evaluate", "theory", "quality", "figures", "verdicts", "report")
 
 
-@hydra.main(version_base="1.3", config_path=CONF, config_name="config")
-def main(cfg: DictConfig) -> None:
+@entry
+def main(config: Config) -> None:
     """Write settings.yaml."""
-    with one_line_errors():
-        config = settings(cfg)
-        sections = {
-            "data": {**asdict(config.data), "files": listing(config.data.root)},
-            "training": {**config.scientific, "sweep": dict(HydraConfig.get().sweeper.params or {})},
-            "evaluation": {**asdict(config.evaluation), "algorithm": config.algorithm},
-            "theory": asdict(config.theory),
-            "quality": {**asdict(config.quality), "algorithm": config.algorithm},
-            "figures": asdict(config.figures),
-            "verdicts": {**asdict(config.verdicts), "regime_borders": config.figures.regime_borders},
-            "code": {stage: source_digest(f"commands.{stage}") for stage in STAGES},
-        }
-        path = config.outputs / "settings.yaml"
-        require_unedited(path)
-        with atomic(path) as temporary:
-            OmegaConf.save(OmegaConf.create({**sections, "checksum": digest(sections)}), temporary)
+    sections = {
+        "data": {**asdict(config.data), "files": listing(config.data.root)},
+        "training": {**config.scientific, "sweep": dict(HydraConfig.get().sweeper.params or {})},
+        "evaluation": {**asdict(config.evaluation), "algorithm": config.algorithm},
+        "theory": asdict(config.theory),
+        "quality": {**asdict(config.quality), "algorithm": config.algorithm},
+        "figures": asdict(config.figures),
+        "verdicts": {**asdict(config.verdicts), "regime_borders": config.figures.regime_borders},
+        "code": {stage: source_digest(f"commands.{stage}") for stage in STAGES},
+    }
+    path = config.outputs / "settings.yaml"
+    require_unedited(path)
+    with atomic(path) as temporary:
+        OmegaConf.save(OmegaConf.create({**sections, "checksum": digest(sections)}), temporary)
 
 
 def require_unedited(path: Path) -> None:

@@ -8,47 +8,43 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import hydra
-from omegaconf import DictConfig
-
-from pdunroll.commands.config import CONF, one_line_errors, settings
+from pdunroll.commands.entry import entry
+from pdunroll.config import Config
 from pdunroll.errors import InputError
 
 
-@hydra.main(version_base="1.3", config_path=CONF, config_name="config")
-def main(cfg: DictConfig) -> None:
+@entry
+def main(config: Config) -> None:
     """Measure the DCT and the trainings of `theory.runs`."""
-    with one_line_errors():
-        config = settings(cfg)
-        import torch
+    import torch
 
-        from pdunroll.core.chambolle_pock import STEP_NORMS
-        from pdunroll.core.problem import dct_operator
-        from pdunroll.evaluation.theorems import Measured, measure
-        from pdunroll.files import write_table
-        from pdunroll.report.theory import draw
-        from pdunroll.training.run_folder import RECORD, Run, origin, read_record
+    from pdunroll.core.chambolle_pock import STEP_NORMS
+    from pdunroll.core.problem import dct_operator
+    from pdunroll.evaluation.theorems import Measured, measure
+    from pdunroll.files import write_table
+    from pdunroll.report.theory import draw
+    from pdunroll.training.run_folder import RECORD, Run, origin, read_record
 
-        options, runs = config.theory, []
-        torch.set_num_threads(config.trainer.usable_threads)
-        for name in options.runs:
-            folder = Path(config.evaluation.runs) / name
-            if not folder.is_dir():
-                raise InputError(f"theory.runs: {folder} is no training; name folders of {config.evaluation.runs}")
-            runs.append(Run(folder, read_record(folder / RECORD)))
-        common = (runs or [Run(config.outputs, {"settings": config.scientific})])[0]
-        operators = [Measured("dct", norm, dct_operator(*common.shape, dtype=torch.float64)) for norm in STEP_NORMS]
-        operators += [
-            Measured(run.folder.name, run.key["step_norm"], torch.from_numpy(run.operator()).double()) for run in runs
-        ]
-        tables = measure(
-            config.prepared, operators, radius=common.radius, step_ratio=common.step_ratio,
-            extrapolation=common.extrapolation, frames=options.frames, count_frames=options.count_frames,
-            iterations=options.iterations, seed=options.seed,
-        )  # fmt: skip
-        folder = config.outputs / "theory"
-        for name, rows in tables.items():
-            write_table(folder / f"{name}.csv", rows)
-        made_by = origin("theory", config.name, config.data.name, config.prepared)
-        draw(folder, f"{made_by}   {options.frames} frames, seed {options.seed}")
-        print(*sorted(str(path) for path in folder.iterdir()), sep="\n")
+    options, runs = config.theory, []
+    torch.set_num_threads(config.trainer.usable_threads)
+    for name in options.runs:
+        folder = Path(config.evaluation.runs) / name
+        if not folder.is_dir():
+            raise InputError(f"theory.runs: {folder} is no training; name folders of {config.evaluation.runs}")
+        runs.append(Run(folder, read_record(folder / RECORD)))
+    common = (runs or [Run(config.outputs, {"settings": config.scientific})])[0]
+    operators = [Measured("dct", norm, dct_operator(*common.shape, dtype=torch.float64)) for norm in STEP_NORMS]
+    operators += [
+        Measured(run.folder.name, run.key["step_norm"], torch.from_numpy(run.operator()).double()) for run in runs
+    ]
+    tables = measure(
+        config.prepared, operators, radius=common.radius, step_ratio=common.step_ratio,
+        extrapolation=common.extrapolation, frames=options.frames, count_frames=options.count_frames,
+        iterations=options.iterations, seed=options.seed,
+    )  # fmt: skip
+    folder = config.outputs / "theory"
+    for name, rows in tables.items():
+        write_table(folder / f"{name}.csv", rows)
+    made_by = origin("theory", config.name, config.data.name, config.prepared)
+    draw(folder, f"{made_by}   {options.frames} frames, seed {options.seed}")
+    print(*sorted(str(path) for path in folder.iterdir()), sep="\n")

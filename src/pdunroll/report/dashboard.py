@@ -24,7 +24,7 @@ from pdunroll.processes import command
 if TYPE_CHECKING:
     from types import ModuleType
 
-    from pdunroll.training.options import Tracking
+    from pdunroll.config import Tracking
 
 log = logging.getLogger(__name__)
 

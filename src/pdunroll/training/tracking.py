@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pdunroll.config import Tracking
 from pdunroll.errors import InputError
-from pdunroll.training.options import Tracking
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -113,9 +113,19 @@ def require_login() -> None:
         )
 
 
-def conclude(run: Run, results: Mapping[str, Any], pictures: Mapping[str, NDArray]) -> None:
-    """Add a training's results to its summary values, and pictures (height, width, 4) of its operator."""
+def conclude(run: Run, results: Mapping[str, Any], operator: NDArray, picture: Callable[[NDArray], NDArray]) -> None:
+    """Add a training's results to its summary values, and pictures of the operator and its change from the DCT.
+
+    Args:
+        run: the run of the training.
+        results: summary values by their names.
+        operator: the trained K, (m, n).
+        picture: draws a matrix (m, n) as a picture (m, n, 4).
+    """
     import wandb
 
-    run.summary.update(dict(results))
-    run.log({key: wandb.Image(picture) for key, picture in pictures.items()})
+    from pdunroll.core.problem import dct_operator
+
+    run.summary.update({"best_validation_mse" if key == "validation_mse" else key: own for key, own in results.items()})
+    change = operator - dct_operator(*operator.shape).numpy()
+    run.log({"operator": wandb.Image(picture(operator)), "operator_change": wandb.Image(picture(change))})
