@@ -13,7 +13,7 @@ import pytest
 from pdunroll.claims.interpretability import arrival
 from pdunroll.claims.judge import comparable
 from pdunroll.files import read_table, write_table
-from pdunroll.training.run_key import KEY
+from pdunroll.training.run_key import RunKey
 
 DEPTHS = (10, 20, 40, 100, 200, 500)
 GRID = sorted({*np.unique(np.geomspace(1, 10_000, 60).round().astype(int)).tolist(), *DEPTHS})
@@ -73,15 +73,14 @@ def build(folder: Path, world: World, mask: str = "active_set", norm: str = "fro
         mean = (optimum * own[-1]).mean()
         tables["optima"].append({**key, "optimum_mse": mean, "validation_optimum_mse": mean, "certified": 1.0})
 
-    blank = dict.fromkeys(KEY)
-    quantized = {**blank, "backprop": "none"}
+    quantized = RunKey("none").columns
     tables["evaluation"] += [{**quantized, "l_inference": l, "mse": 2 * DCT} for l in GRID]
-    add(f"dct-{norm}", {**blank, "backprop": "dct", "step_norm": norm}, DCT * (1 + 0.1 / np.asarray(GRID)), DCT)
+    add(f"dct-{norm}", RunKey("dct", step_norm=norm).columns, DCT * (1 + 0.1 / np.asarray(GRID)), DCT)
     for mode in world.modes:
         for depth, final in zip(world.depths, getattr(world, mode), strict=True):
             for seed in world.seeds:
                 b = 30 if mode == "truncated" else None
-                key = dict(zip(KEY, (mode, mask, norm, depth, seed, b), strict=True))
+                key = RunKey(mode, mask, norm, depth, seed, b).columns
                 mse = 1e-3 * curve(world, mode, depth, final) * (1 + world.spread * generator.normal())
                 add(f"{mode}{b or ''}-{mask}-{norm}-L{depth}-seed{seed}", key, mse, mse[-1] * (1 - world.unfinished))
                 seconds = 2 * depth if mode == "full" else world.seconds * (depth + 30)

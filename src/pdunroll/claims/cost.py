@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from statistics import median
 
-from pdunroll.claims.registry import Row, Setting, undecided, verdict
+from pdunroll.claims.registry import Row, undecided, verdict
 from pdunroll.evaluation.statistics import Interval, every
+from pdunroll.training.run_key import Setting
 
 
 def cost_claims(

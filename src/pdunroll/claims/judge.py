@@ -20,13 +20,13 @@ from pdunroll.errors import InputError
 from pdunroll.evaluation.tables import read_results
 from pdunroll.files import atomic, read_table, write_table
 from pdunroll.processes import command
-from pdunroll.training.run_key import MASK_TITLES, NORM_TITLES, run_name
+from pdunroll.training.run_key import RunKey, Setting, by_operator
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from pdunroll.claims.registry import Curves, Key, Setting, Values
+    from pdunroll.claims.registry import Curves, Key, Values
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def judge(
     from pdunroll.claims.cost import cost_claims
     from pdunroll.claims.interpretability import figure4_claims
     from pdunroll.claims.regimes import figure3_claims
-    from pdunroll.claims.registry import Setting, Thresholds
+    from pdunroll.claims.registry import Thresholds
     from pdunroll.claims.theory import TABLES, theory_claims
 
     if len(regime_borders) != 2 or regime_borders[0] >= regime_borders[1]:
@@ -61,7 +61,7 @@ def judge(
 
     settings = sorted(
         {Setting(row["primal_mask"], row["step_norm"]) for row in training if row["backprop"] in ("full", "truncated")},
-        key=lambda setting: (setting.step_norm, setting.primal_mask),
+        key=lambda setting: setting.order,
     )
     if not settings:
         raise InputError(f"{folder}/training.csv has no full or truncated training; the claims are about those")
@@ -123,24 +123,24 @@ def read_curves(
     from pdunroll.claims.registry import Curves
     from pdunroll.evaluation.statistics import means, weights
 
-    validated = {run_name(row): row["validation_optimum_mse"] for row in optima}
-    last = {run_name(row): row["mse"] for row in evaluation}  # ascending in l_inference: the last stays
-    dct = f"dct-{setting.step_norm}"
-    first = read_errors(folder, dct)
+    validated = by_operator(optima, "validation_optimum_mse")
+    last = by_operator(evaluation, "mse")  # ascending in l_inference: the last stays
+    dct = RunKey("dct", step_norm=setting.step_norm)
+    first = read_errors(folder, dct.name)
     seeds = list(next(iter(trainings.values())))
     of_seeds = weights(len(seeds), resamples, rng)
     of_frames = weights(len(first["frames"]), resamples, rng)
 
-    def drawn(names: list[str]) -> Values:
+    def drawn(keys: list[RunKey]) -> Values:
         """Of one training: the errors along the grid and at the optimum, (len(grid) + 1, 1 + resamples)."""
         stored = []
-        for name in names:
-            found = read_errors(folder, name)
+        for key in keys:
+            found = read_errors(folder, key.name)
             same = all(np.array_equal(found[part], first[part]) for part in ("grid", "frames"))
             mean = found["errors"][-1].mean(dtype=np.float64)
-            if not (same and np.isclose(mean, last.get(name, np.nan), rtol=1e-5)):
+            if not (same and np.isclose(mean, last.get(key, np.nan), rtol=1e-5)):
                 raise InputError(
-                    f"{folder}/errors/{name}.npz does not belong to {folder}/evaluation.csv; run "
+                    f"{folder}/errors/{key.name}.npz does not belong to {folder}/evaluation.csv; run "
                     f"`{command('evaluate', folder.name)}` again"
                 )
             stored.append(np.vstack([found["errors"], found["optimum_errors"]]))
@@ -148,9 +148,9 @@ def read_curves(
 
     mse, optimum = {}, {}
     for key, own in trainings.items():
-        errors = drawn([run_name(row) for row in own.values()])
+        errors = drawn([RunKey.from_row(row) for row in own.values()])
         mse[key], optimum[key] = errors[:-1], errors[-1]
-    names = {run_name(row) for own in trainings.values() for row in own.values()}
+    compared = {RunKey.from_row(row) for own in trainings.values() for row in own.values()}
     untrained = drawn([dct] * len(seeds))
     return Curves(
         setting=setting,
@@ -159,13 +159,13 @@ def read_curves(
         dct=untrained[:-1],
         optimum=optimum,
         dct_optimum=untrained[-1],
-        certified=min(row["certified"] for row in optima if run_name(row) in names),
+        certified=min(row["certified"] for row in optima if RunKey.from_row(row) in compared),
         validation={
             "classical": {
                 key: float(np.mean([row["validation_mse"] for row in own.values()])) for key, own in trainings.items()
             },
             "optimality": {
-                key: float(np.mean([validated[run_name(row)] for row in own.values()]))
+                key: float(np.mean([validated[RunKey.from_row(row)] for row in own.values()]))
                 for key, own in trainings.items()
             },
         },
@@ -194,7 +194,7 @@ def read_errors(folder: Path, name: str) -> dict[str, NDArray]:
 
 def readable(rows: list[Row], heading: str) -> str:
     """The verdicts to be read: an overview of all settings side by side, then each claim with its numbers."""
-    settings = list(dict.fromkeys((row["primal_mask"], row["step_norm"]) for row in rows))
+    settings = list(dict.fromkeys(Setting(row["primal_mask"], row["step_norm"]) for row in rows))
     words = {(row["claim"], row["primal_mask"], row["step_norm"]): row["verdict"] for row in rows}
     lines = [*textwrap.wrap(heading, WIDTH), ""]
     lines += [
@@ -204,11 +204,10 @@ def readable(rows: list[Row], heading: str) -> str:
         f"{claim:<42}" + "".join(f"{words[claim, *pair]:<16}" for pair in settings)
         for claim in dict.fromkeys(row["claim"] for row in rows)
     ]
-    for mask, norm in settings:
-        own = [row for row in rows if (row["primal_mask"], row["step_norm"]) == (mask, norm)]
+    for setting in settings:
+        own = [row for row in rows if (row["primal_mask"], row["step_norm"]) == setting]
         counts = Counter(row["verdict"] for row in own)
-        title = f"{MASK_TITLES.get(mask, mask)}, {NORM_TITLES.get(norm, norm)}"
-        lines += ["", f"{title}: " + ", ".join(f"{word}: {n}" for word, n in counts.items())]
+        lines += ["", f"{', '.join(setting.titles)}: " + ", ".join(f"{word}: {n}" for word, n in counts.items())]
         for row in own:
             numbers = "" if row["estimate"] is None else "{estimate:.3g} [{low:.3g}, {high:.3g}] {unit}".format(**row)
             lines += [

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pdunroll.evaluation.statistics import Answer, Interval, simultaneous
+from pdunroll.training.run_key import Setting
 
 Row = dict[str, Any]
 Values = NDArray[np.float64]
@@ -19,13 +20,6 @@ WORDS = {True: "holds", False: "does not hold", None: "undecided"}
 KINDS = ("classical", "optimality")
 MODES = ("full", "truncated")
 ERROR = "% of the error"
-
-
-class Setting(NamedTuple):
-    """What decides the results, and each claim is judged for by itself."""
-
-    primal_mask: str
-    step_norm: str
 
 
 def verdict(

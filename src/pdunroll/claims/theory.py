@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from statistics import median
 
-from pdunroll.claims.registry import Row, Setting, undecided, verdict
+from pdunroll.claims.registry import Row, undecided, verdict
 from pdunroll.evaluation.statistics import Answer, Interval, every, proportion
+from pdunroll.training.run_key import Setting
 
 TABLES = ("fits", "fidelity", "decay", "settling")
 VANISHED = 1e-3  # of its first value: as `pdunroll.evaluation.theory.decay` has it

@@ -23,7 +23,7 @@ from pdunroll.evaluation.tables import read_results
 from pdunroll.files import read_json, replaced, write_json
 from pdunroll.processes import command, end_with_parent
 from pdunroll.training.run_folder import Run
-from pdunroll.training.run_key import run_name
+from pdunroll.training.run_key import by_operator
 
 log = logging.getLogger(__name__)
 
@@ -46,15 +46,15 @@ def candidates(outputs: Path, runs: Sequence[Run]) -> list[tuple[Row, NDArray]]:
     Raises:
         InputError: if optima.csv lacks one of the trainings.
     """
-    validated = {run_name(row): row["validation_optimum_mse"] for row in read_results(outputs)["optima"]}
-    best: dict[tuple[str, str, str], tuple[float, Run]] = {}
+    validated = by_operator(read_results(outputs)["optima"], "validation_optimum_mse")
+    best: dict[tuple[str, ...], tuple[float, Run]] = {}
     for run in runs:
         key = run.key
-        if run_name(key) not in validated:
+        if key not in validated:
             again = command("evaluate", outputs.name)
             raise InputError(f"{outputs}/optima.csv has no row for {run.folder}; run `{again}` again")
-        entry = validated[run_name(key)], run
-        kind = key["step_norm"], key["primal_mask"], key["backprop"]
+        entry = validated[key], run
+        kind = *key.setting.order, key.backprop
         best[kind] = min(best.get(kind, entry), entry, key=lambda entry: (entry[0], entry[1].folder))
     dct = dct_operator(*runs[0].shape).numpy()
     found: list[tuple[Row, NDArray]] = [({**dict.fromkeys(KEY), "restoration": "dct"}, dct)]

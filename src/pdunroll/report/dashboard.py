@@ -20,6 +20,8 @@ from pdunroll.errors import InputError
 from pdunroll.evaluation.tables import read_results
 from pdunroll.files import read_json, read_table, write_json
 from pdunroll.processes import command
+from pdunroll.report.gallery import figures_in
+from pdunroll.training.run_key import RunKey
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
-FIGURES = ("figures/regimes", "figures/interpretability", "theory/fidelity", "theory/decay", "theory/settling")
 
 
 class Contents(NamedTuple):
@@ -73,15 +74,15 @@ def collect(folder: Path, name: str) -> Contents:
     found = read_results(folder)
     tables = {part: found[part] for part in ("evaluation", "training")}
     tables["evaluation"] = [
-        {"model": model(row), "log10_l_inference": math.log10(row["l_inference"]), **row}
+        {"model": RunKey.from_row(row).label, "log10_l_inference": math.log10(row["l_inference"]), **row}
         for row in tables["evaluation"]
     ]
-    tables["training"] = [{"model": model(row), **row} for row in tables["training"]]
+    tables["training"] = [{"model": RunKey.from_row(row).label, **row} for row in tables["training"]]
     for part in ("verdicts", "quality_summary"):
         if (folder / f"{part}.csv").is_file():
             again = command(part.split("_")[0], name)
             tables[part] = read_table(folder / f"{part}.csv", again, columns=("primal_mask", "step_norm"))
-    figures = {stem: folder / f"{stem}.png" for stem in FIGURES if (folder / f"{stem}.png").is_file()}
+    figures = {drawing.stem: path for drawing, path in figures_in(folder, ".png").items()}
     index = folder / "audio" / "index.json"
     sentences = []
     for entry in read_json(index, kind=list[Sentence]) if index.is_file() else []:
@@ -91,14 +92,6 @@ def collect(folder: Path, name: str) -> Contents:
         if not path.is_file():
             raise InputError(f"{path} is missing; make it again with `{command('quality', name)}`")
     return Contents(tables, figures, sentences)
-
-
-def model(row: Row) -> str:
-    """Such as "truncated30 released frobenius L=100 seed 0", or "dct frobenius"."""
-    if row["l_training"] is None:
-        return " ".join(filter(None, (row["backprop"], row["step_norm"])))
-    settings = f"{row['primal_mask']} {row['step_norm']}"
-    return f"{row['backprop']}{row['b'] or ''} {settings} L={row['l_training']} seed {row['seed']}"
 
 
 def record(folder: Path, name: str, tracking: Tracking, contents: Contents) -> None:

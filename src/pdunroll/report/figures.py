@@ -1,11 +1,10 @@
 """The paper's Figures 3 and 4 and a short table of results.  python -m pdunroll figures [experiment=...].
 
-Reads evaluation.csv, optima.csv, training.csv and provenance.json in outputs/<name>/, nothing else; writes to
-outputs/<name>/figures/, each as png and svg:
+Reads evaluation.csv, optima.csv, training.csv and provenance.json in outputs/<name>/, nothing else; writes the table to
+results.txt and to figures/, as png and svg, each function below with the decorator `registry.figure`:
     regimes           Figure 3
     interpretability  Figure 4
     bump              the curves of Figure 4 for one L of regime 1, for each norm of the step sizes
-and the table to results.txt.
 """
 
 from __future__ import annotations
@@ -18,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 from pdunroll.errors import InputError
 from pdunroll.evaluation.tables import read_provenance, read_results
 from pdunroll.files import atomic
+from pdunroll.report import registry
 from pdunroll.report.style import save, set_style
-from pdunroll.training.run_key import MASK_TITLES, NORM_TITLES, run_name
+from pdunroll.training.run_key import Mode, RunKey, Setting, after_training_iterations, by_operator, settings_in
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
-NAMES = ("regimes", "interpretability", "bump")
-Setting = tuple[str, str]  # primal mask, norm of the step sizes
 # dark and light, so that they differ in greyscale, too
 COLOURS = {"full": "#1f3a68", "truncated": "#e8871e"}
 MARKERS = {"full": "o", "truncated": "s"}
@@ -40,25 +38,34 @@ def draw(
 ) -> list[str]:
     """Draw the figures of the tables in `folder`, outputs/<name>/; return the lines of results.txt.
 
-    Raises `InputError` naming the table at fault, or the setting if a norm of `step_norms` was not trained with.
+    Args:
+        folder: where the tables are, and where the figures are written.
+        regime_borders: L at the borders of the regimes.
+        l_training: the L whose curves Figure 4 shows.
+        step_norms: the norms whose trainings are shown; all if None.
+
+    Raises:
+        InputError: naming the table at fault, or the setting if a norm of `step_norms` was not trained with.
     """
-    evaluation, optima, training = read_results(folder).values()
+    tables = read_results(folder)
     origin = footnote(read_provenance(folder))
-    norms = sorted({row["step_norm"] for row in trained(evaluation)})
+    evaluation = tables["evaluation"]
+    norms = sorted({setting.step_norm for setting in settings_in(evaluation)})
     if unknown := [norm for norm in step_norms or [] if norm not in norms]:
         raise InputError(
             f"figures.step_norms={step_norms}: no training has {unknown[0]!r}; set it to some of {', '.join(norms)}"
         )
     set_style()
-    shown = [row for row in evaluation if row["step_norm"] in (step_norms or norms)]
-    drawn = (
-        regimes(shown, optima, training, regime_borders),
-        interpretability([*shown, *untreated(evaluation)], l_training, optima),
-        bump(evaluation, optima, regime_borders),
-    )
-    for figure, name in zip(drawn, NAMES, strict=True):
-        save(figure, folder / "figures" / name, origin)
-    lines = [summary(evaluation, optima, training), origin, *(f"{folder}/figures/{name}.png, .svg" for name in NAMES)]
+    shown = [row for row in evaluation if row["step_norm"] in (*(step_norms or norms), None)]
+    options = {"regime_borders": regime_borders, "l_training": l_training}
+    drawings = registry.drawn_by("figures")
+    for drawing in drawings:
+        given = tables if drawing.every_norm else {**tables, "evaluation": shown}
+        figure = drawing.draw(
+            *(given[name] for name in drawing.tables), **{name: options[name] for name in drawing.options}
+        )
+        save(figure, folder / drawing.stem, origin)
+    lines = [summary(*tables.values()), origin, *(f"{folder}/{drawing.stem}.png, .svg" for drawing in drawings)]
     with atomic(folder / "results.txt") as temporary:
         temporary.write_text("\n".join(lines) + "\n")
     return lines
@@ -74,28 +81,8 @@ def footnote(provenance: dict[str, Any]) -> str:
 
 
 def trained(rows: list[Row]) -> list[Row]:
-    """The rows of trained operators."""
-    return [row for row in rows if row["backprop"] not in ("none", "dct")]
-
-
-def untreated(rows: list[Row]) -> list[Row]:
-    """The rows of the quantized frames."""
-    return [row for row in rows if row["backprop"] == "none"]
-
-
-def setting(row: Row) -> Setting:
-    """What decides a training's results: its primal mask and the norm of its step sizes."""
-    return row["primal_mask"], row["step_norm"]
-
-
-def settings_of(rows: list[Row]) -> list[Setting]:
-    """The settings in a table: the published norm and the paper's formula first."""
-    return sorted({setting(row) for row in trained(rows)}, key=lambda pair: (pair[1], pair[0]))
-
-
-def title_of(pair: Setting) -> str:
-    """Return the title of a panel: mask and norm in words."""
-    return f"{MASK_TITLES.get(pair[0], pair[0])}\n{NORM_TITLES.get(pair[1], pair[1])}"
+    """Return the rows of trained operators."""
+    return [row for row in rows if RunKey.from_row(row).trained]
 
 
 def panels(names: list[Setting], height: float, least: float) -> tuple[Figure, list[Axes]]:
@@ -114,19 +101,14 @@ def panels(names: list[Setting], height: float, least: float) -> tuple[Figure, l
     return figure, flat[: len(names)]
 
 
-def modes(rows: list[Row]) -> list[tuple[str, int | None]]:
-    """The backprop modes (name, b) in a table."""
-    return sorted({(row["backprop"], row["b"]) for row in rows}, key=lambda mode: (mode[0], mode[1] or 0))
+def modes(rows: list[Row]) -> list[Mode]:
+    """Return the modes of backpropagation in a table, in their order."""
+    return sorted({Mode(row["backprop"], row["b"]) for row in rows}, key=lambda mode: mode.order)
 
 
-def mode_label(mode: tuple[str, int | None]) -> str:
-    """Such as "truncated (b = 30)"."""
-    return mode[0] if mode[1] is None else f"{mode[0]} (b = {mode[1]})"
-
-
-def style(mode: tuple[str, int | None], number: int) -> dict[str, Any]:
+def style(mode: Mode, number: int) -> dict[str, Any]:
     """Colour and marker of a mode; unknown modes get their own from matplotlib's cycle."""
-    return {"color": COLOURS.get(mode[0], f"C{number + 2}"), "marker": MARKERS.get(mode[0], "D")}
+    return {"color": COLOURS.get(mode.backprop, f"C{number + 2}"), "marker": MARKERS.get(mode.backprop, "D")}
 
 
 def by_depth(rows: list[Row], value: str) -> dict[int, list[float]]:
@@ -137,9 +119,14 @@ def by_depth(rows: list[Row], value: str) -> dict[int, list[float]]:
     return dict(sorted(found.items()))
 
 
-def pick(rows: list[Row], name: Setting, mode: tuple[str, int | None], depth: int | None = None) -> list[Row]:
+def of_setting(rows: list[Row], setting: Setting) -> list[Row]:
+    """Return the rows of one setting."""
+    return [row for row in rows if (row["primal_mask"], row["step_norm"]) == setting]
+
+
+def pick(rows: list[Row], setting: Setting, mode: Mode, depth: int | None = None) -> list[Row]:
     """The rows of one setting and mode, of one L_training or of all."""
-    mine = [row for row in rows if setting(row) == name and (row["backprop"], row["b"]) == mode]
+    mine = [row for row in of_setting(rows, setting) if (row["backprop"], row["b"]) == mode]
     return mine if depth is None else [row for row in mine if row["l_training"] == depth]
 
 
@@ -148,7 +135,13 @@ def mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
-def regimes(evaluation: list[Row], optima: list[Row], training: list[Row], borders: list[float]) -> Figure:
+@registry.figure(
+    "figures/regimes",
+    "Test error, and training time, against the number of iterations in training",
+    tables=("evaluation", "optima", "training"),
+    options=("regime_borders",),
+)
+def regimes(evaluation: list[Row], optima: list[Row], training: list[Row], regime_borders: list[float]) -> Figure:
     """Draw Figure 3: test MSE and runtime against L in training.
 
     The error of classical inference is dashed, that at the certified optimum solid.
@@ -156,7 +149,7 @@ def regimes(evaluation: list[Row], optima: list[Row], training: list[Row], borde
     rows = trained(evaluation)
     depths = sorted({row["l_training"] for row in rows})
     position = {depth: number for number, depth in enumerate(depths)}
-    names = settings_of(evaluation)
+    names = settings_in(evaluation)
     figure, axes = panels(names, 4.4, 1.5)
     runtime_axes: list[Axes] = []
     for ax, name in zip(axes, names, strict=True):
@@ -165,7 +158,7 @@ def regimes(evaluation: list[Row], optima: list[Row], training: list[Row], borde
         ax.set_zorder(runtime.get_zorder() + 1)  # curves above the bars
         ax.patch.set_visible(False)
         runtime.grid(False)
-        own = modes([row for row in rows if setting(row) == name])
+        own = modes(of_setting(rows, name))
         for number, mode in enumerate(own):
             look = style(mode, number)
             after_l = [row for row in pick(rows, name, mode) if row["l_inference"] == row["l_training"]]
@@ -181,7 +174,7 @@ def regimes(evaluation: list[Row], optima: list[Row], training: list[Row], borde
                 ]
                 ax.errorbar(
                     [position[depth] for depth in values], centre, yerr=spread, linestyle=line, markersize=5,
-                    markerfacecolor=face, capsize=2, label=f"{mode_label(mode)}, {kind}", **look,
+                    markerfacecolor=face, capsize=2, label=f"{mode.label}, {kind}", **look,
                 )  # fmt: skip
             times = by_depth(pick(training, name, mode), "seconds")
             width = 0.7 / len(own)
@@ -191,8 +184,8 @@ def regimes(evaluation: list[Row], optima: list[Row], training: list[Row], borde
                 hatch="//" if number else None, edgecolor=look["color"], linewidth=0,
             )  # fmt: skip
         line_without_training(ax, optima)
-        mark_regimes(ax, depths, borders)
-        ax.set_title(title_of(name), pad=20)
+        mark_regimes(ax, depths, regime_borders)
+        ax.set_title("\n".join(name.titles), pad=20)
         ax.set_xticks(range(len(depths)), [str(depth) for depth in depths])
         ax.set_xlabel("iterations in training, L")
         ax.set_yscale("log")
@@ -237,7 +230,13 @@ def mark_regimes(ax: Axes, depths: list[int], borders: list[float]) -> None:
     ax.set_xlim(-0.6, len(depths) - 0.4)
 
 
-def interpretability(evaluation: list[Row], l_training: list[int] | None, optima: list[Row]) -> Figure:
+@registry.figure(
+    "figures/interpretability",
+    "Test error against the number of iterations in inference",
+    tables=("evaluation", "optima"),
+    options=("l_training",),
+)
+def interpretability(evaluation: list[Row], optima: list[Row], l_training: list[int] | None = None) -> Figure:
     """Draw Figure 4: test MSE after every number of iterations.
 
     A ring marks L_training on its curve, a stroke on the right the certified optimum that the curve tends to.
@@ -249,31 +248,38 @@ def interpretability(evaluation: list[Row], l_training: list[int] | None, optima
                 f"figures.l_training={l_training} has none of the trained L, {depths}; set it to some of them"
             )
         depths = shown
-    names = settings_of(evaluation)
+    names = settings_in(evaluation)
     figure, axes = panels(names, 4.8, 1.2)
     for ax, name in zip(axes, names, strict=True):
         draw_curves(ax, evaluation, optima, name, depths)
-        ax.set_title(title_of(name))
+        ax.set_title("\n".join(name.titles))
     finish_curves(figure, axes)
     figure.suptitle("Interpretability: error against iterations in inference (ring: as in training, stroke: optimum)")
     return figure
 
 
-def bump(evaluation: list[Row], optima: list[Row], borders: list[float]) -> Figure:
+@registry.figure(
+    "figures/bump",
+    "Trained for few iterations, run for more: the error against the iterations, for each step size",
+    tables=("evaluation", "optima"),
+    options=("regime_borders",),
+    every_norm=True,
+)
+def bump(evaluation: list[Row], optima: list[Row], regime_borders: list[float]) -> Figure:
     """Draw the curves of Figure 4 for the largest L of regime 1, or the smallest L of all if there is none.
 
     They show whether the error rises after L_training iterations, and with which step sizes.
     """
     depths = sorted({row["l_training"] for row in trained(evaluation)})
-    depth = max((depth for depth in depths if depth < borders[0]), default=depths[0])
+    depth = max((depth for depth in depths if depth < regime_borders[0]), default=depths[0])
     names = [
-        name for name in settings_of(evaluation) if any(pick(evaluation, name, m, depth) for m in modes(evaluation))
+        name for name in settings_in(evaluation) if any(pick(evaluation, name, m, depth) for m in modes(evaluation))
     ]
     figure, axes = panels(names, 4.4, 1.2)
     for ax, name in zip(axes, names, strict=True):
         draw_curves(ax, evaluation, optima, name, [depth])
         ax.axvline(depth, color="0.6", linewidth=0.8)
-        ax.set_title(title_of(name))
+        ax.set_title("\n".join(name.titles))
     finish_curves(figure, axes)
     figure.suptitle(f"Trained for L = {depth} iterations, run for more (ring: as in training, stroke: optimum)")
     return figure
@@ -287,7 +293,7 @@ def draw_curves(ax: Axes, evaluation: list[Row], optima: list[Row], name: Settin
         mine = [row for row in evaluation if (row["backprop"], row["step_norm"]) == chosen]
         ax.plot(*curve(mine), color="0.55", linestyle=line, linewidth=1.6, label=label)
         mark_optimum(ax, [row for row in optima if (row["backprop"], row["step_norm"]) == chosen], last, "0.55")
-    for number, mode in enumerate(modes([row for row in trained(evaluation) if setting(row) == name])):
+    for number, mode in enumerate(modes(of_setting(trained(evaluation), name))):
         look = style(mode, number)
         for dash, depth in enumerate(depths):
             same = pick(evaluation, name, mode, depth)
@@ -296,7 +302,7 @@ def draw_curves(ax: Axes, evaluation: list[Row], optima: list[Row], name: Settin
             counts, values = curve(same)
             ax.plot(
                 counts, values, color=look["color"], linestyle=DASHES[dash % len(DASHES)], linewidth=1.5,
-                label=f"{mode_label(mode)}, L = {depth}",
+                label=f"{mode.label}, L = {depth}",
             )  # fmt: skip
             mark_optimum(ax, pick(optima, name, mode, depth), last, look["color"])
             ax.plot(
@@ -333,17 +339,18 @@ def curve(rows: list[Row]) -> tuple[list[int], list[float]]:
 
 def summary(evaluation: list[Row], optima: list[Row], training: list[Row]) -> str:
     """The results as a short table for the terminal."""
-    end = {row["backprop"]: row["optimum_mse"] for row in optima}
-    classical = {run_name(row): row["mse"] for row in evaluation if row["l_inference"] == row["l_training"]}
-    seconds = {run_name(row): row["seconds"] for row in training}
+    quantized = next(row["mse"] for row in evaluation if row["backprop"] == "none")
+    dct = [row["optimum_mse"] for row in optima if row["backprop"] == "dct"][-1]
+    classical, seconds = after_training_iterations(evaluation), by_operator(training, "seconds")
     lines = [
-        f"test MSE   quantized {untreated(evaluation)[0]['mse']:.3e}   DCT at the optimum {end['dct']:.3e}",
+        f"test MSE   quantized {quantized:.3e}   DCT at the optimum {dct:.3e}",
         f"{'mask':<12}{'step norm':<12}{'backprop':<22}{'L':>5}{'after L':>12}{'at the optimum':>16}{'training':>11}",
     ]
     for row in trained(optima):
-        label = mode_label((row["backprop"], row["b"])) + (f", seed {row['seed']}" if row["seed"] else "")
+        key = RunKey.from_row(row)
+        label = key.mode.label + (f", seed {key.seed}" if key.seed else "")
         lines.append(
-            f"{row['primal_mask']:<12}{row['step_norm']:<12}{label:<22}{row['l_training']:>5}"
-            f"{classical[run_name(row)]:>12.3e}{row['optimum_mse']:>16.3e}{seconds[run_name(row)]:>9.1f} s"
+            f"{key.primal_mask:<12}{key.step_norm:<12}{label:<22}{key.l_training:>5}"
+            f"{classical[key]:>12.3e}{row['optimum_mse']:>16.3e}{seconds[key]:>9.1f} s"
         )
     return "\n".join(lines)

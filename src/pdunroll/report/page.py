@@ -10,7 +10,7 @@ import base64
 import io
 import logging
 import re
-from importlib.resources import files
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +18,12 @@ from pdunroll.errors import InputError
 from pdunroll.evaluation.tables import read_provenance, read_results
 from pdunroll.files import atomic, read_json, read_table
 from pdunroll.processes import command
+from pdunroll.report.gallery import figures_in
+from pdunroll.report.registry import drawn_by
 from pdunroll.report.style import diverging, set_style
 from pdunroll.speech.frames import read_manifest
 from pdunroll.training.run_folder import read_record
-from pdunroll.training.run_key import KEY, MASK_TITLES, NORM_TITLES, run_name
+from pdunroll.training.run_key import MASK_TITLES, NORM_TITLES, RunKey, after_training_iterations, by_operator
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -29,14 +31,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
-FIGURES = {
-    "figures/regimes": "Test error, and training time, against the number of iterations in training",
-    "figures/interpretability": "Test error against the number of iterations in inference",
-    "figures/bump": "Trained for few iterations, run for more: the error against the iterations, for each step size",
-    "theory/fidelity": "How close gradients come to their exact limit",
-    "theory/decay": "The backward recursion, counted backwards",
-    "theory/settling": "Iterations until the masks of a frame change no more",
-}
 BASELINES = ("original", "quantized", "dct")  # first in a list of restorations, before those by trained operators
 
 
@@ -55,23 +49,24 @@ def render(folder: Path, name: str, runs: Path, prepared: Path) -> str:
 
     evaluation, _, training = read_results(folder).values()
     provenance = read_provenance(folder)
-    for stem in ("regimes", "interpretability", "bump"):
-        if not (folder / "figures" / f"{stem}.svg").is_file():
-            raise InputError(f"{folder}/figures/{stem}.svg is missing; make it with `{command('figures', name)}`")
+    figures = figures_in(folder, ".svg")
+    if missing := [drawing.stem for drawing in drawn_by("figures") if drawing not in figures]:
+        raise InputError(f"{folder}/{missing[0]}.svg is missing; make it with `{command('figures', name)}`")
     set_style()
     template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return template.from_string(files("pdunroll.report").joinpath("page.html").read_text(encoding="utf-8")).render(
+    return template.from_string(
+        resources.files("pdunroll.report").joinpath("page.html").read_text(encoding="utf-8")
+    ).render(
         name=name,
         verdicts=claims(optional(folder, "verdicts", "verdicts")),
         quality=quality(optional(folder, "quality_summary", "quality")),
         results=results(evaluation, training, optional(folder, "optima", "evaluate")),
         figures=[
             {
-                "title": title,
-                "svg": inline((folder / f"{stem}.svg").read_text(encoding="utf-8"), stem.replace("/", "-"), title),
+                "title": drawing.caption,
+                "svg": inline(path.read_text(encoding="utf-8"), drawing.stem.replace("/", "-"), drawing.caption),
             }
-            for stem, title in FIGURES.items()
-            if (folder / f"{stem}.svg").is_file()
+            for drawing, path in figures.items()
         ],
         curves=training_curves(runs),
         operators=operators(runs),
@@ -112,19 +107,17 @@ def claims(rows: list[Row]) -> dict[str, list[Any]]:
 def results(evaluation: list[Row], training: list[Row], optima: list[Row]) -> list[Row]:
     """A row a model: test MSE after L_training and after all iterations, at the optimum; training time."""
     last = max(row["l_inference"] for row in evaluation)
-    classical = {run_name(row): row["mse"] for row in evaluation if row["l_inference"] == row["l_training"]}
-    seconds = {run_name(row): row["seconds"] for row in training}
-    optimum = {run_name(row): row["optimum_mse"] for row in optima}
+    classical = after_training_iterations(evaluation)
+    seconds, optimum = by_operator(training, "seconds"), by_operator(optima, "optimum_mse")
     return [
         {
-            **{part: row[part] for part in KEY},
-            "classical": classical.get(run_name(row)),
-            "last": row["mse"],
-            "optimum": optimum.get(run_name(row)),
-            "seconds": seconds.get(run_name(row)),
+            **key.columns,
+            "classical": classical.get(key),
+            "last": mse,
+            "optimum": optimum.get(key),
+            "seconds": seconds.get(key),
         }
-        for row in evaluation
-        if row["l_inference"] == last
+        for key, mse in by_operator((row for row in evaluation if row["l_inference"] == last), "mse").items()
     ]
 
 
@@ -158,12 +151,11 @@ def training_curves(runs: Path) -> str:
     """Validation error over the steps of every training, a panel for each mask, norm and mode; empty without any."""
     import matplotlib.pyplot as plt
 
-    panels: dict[tuple[str, str, str], list[tuple[int, list[Row]]]] = {}
+    panels: dict[tuple[str, ...], list[tuple[int, list[Row]]]] = {}
     for folder, record in trainings(runs):
-        own = record["settings"]
+        key = RunKey.from_record(record)
         table = read_table(folder / "training.csv", command("train"), numbers=("step", "validation_mse"))
-        key = own["network"]["step_norm"], own["backprop"]["primal_mask"], own["backprop"]["name"]
-        panels.setdefault(key, []).append((own["network"]["iterations"], table))
+        panels.setdefault((*key.setting.order, key.backprop), []).append((key.l_training or 0, table))
     if not panels:
         return ""
     size = (1.0 + 2.9 * len(panels), 3.0)
@@ -192,8 +184,8 @@ def operators(runs: Path) -> list[Row]:
 
     best: dict[tuple[str, ...], tuple[float, Path]] = {}
     for folder, record in trainings(runs):
-        own = record["settings"]
-        key = own["network"]["step_norm"], own["backprop"]["primal_mask"], own["backprop"]["name"]
+        own = RunKey.from_record(record)
+        key = *own.setting.order, own.backprop
         entry = record["results"]["validation_mse"], folder
         best[key] = min(best.get(key, entry), entry)
     found: list[Row] = []
