@@ -10,8 +10,9 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
+from pdunroll.claims.case import comparable
 from pdunroll.claims.interpretability import arrival
-from pdunroll.claims.judge import comparable
+from pdunroll.claims.registry import MODES
 from pdunroll.files import read_table, write_table
 from pdunroll.training.run_key import RunKey
 
@@ -430,14 +431,14 @@ def test_only_trainings_with_the_same_seeds_are_compared():
         ("full", 10, None, 0), ("full", 10, None, 1), ("truncated", 10, 30, 0), ("truncated", 10, 30, 1),
         ("truncated", 10, 5, 0), ("full", 20, None, 0), ("implicit", 10, None, 0),
     )  # fmt: skip
-    cells, b = comparable(training)
-    assert b == 30
+    cells, b = comparable(training, MODES)
+    assert b == {"full": None, "truncated": 30}
     assert {key: list(own) for key, own in cells.items()} == {
         ("full", 10): [0],
         ("full", 20): [0],
         ("truncated", 10): [0],
     }
-    cells, _ = comparable([row for row in training if row["l_training"] == 10])
+    cells, _ = comparable([row for row in training if row["l_training"] == 10], MODES)
     assert {key: list(own) for key, own in cells.items()} == {("full", 10): [0, 1], ("truncated", 10): [0, 1]}
 
 

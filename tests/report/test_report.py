@@ -19,7 +19,7 @@ import soundfile
 
 from pdunroll.evaluation.quality import KEY
 from pdunroll.files import write_json, write_table
-from pdunroll.report.page import inline
+from pdunroll.report.media import inline
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 VERDICTS = ("holds", "does not hold", "undecided")

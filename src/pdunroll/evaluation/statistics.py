@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
-Answer = bool | None  # yes, no, cannot be told
+Verdict = bool | None  # yes, no, cannot be told
 
 
 class Interval(NamedTuple):
@@ -71,7 +71,7 @@ def proportion(count: int, of: int, confidence: float) -> Interval:
     return Interval(count / of, float(found.low), float(found.high))
 
 
-def equivalent(interval: Interval, margin: float) -> Answer:
+def equivalent(interval: Interval, margin: float) -> Verdict:
     """Tell whether a quantity is equivalent to zero.
 
     Yes if the interval lies within the margin (two one-sided tests), no if it excludes zero and the estimate is not
@@ -83,7 +83,7 @@ def equivalent(interval: Interval, margin: float) -> Answer:
     return False if excluded and abs(interval.estimate) >= margin else None
 
 
-def superior(interval: Interval, margin: float) -> Answer:
+def superior(interval: Interval, margin: float) -> Verdict:
     """Tell whether a quantity is a gain.
 
     Yes if it is significantly above zero and the estimate is not below the margin, no if a gain of the margin is ruled
@@ -94,17 +94,17 @@ def superior(interval: Interval, margin: float) -> Answer:
     return True if interval.low > 0 and interval.estimate >= margin else None
 
 
-def negation(answer: Answer) -> Answer:
+def negation(answer: Verdict) -> Verdict:
     """Return the opposite answer; what is open stays open."""
     return None if answer is None else not answer
 
 
-def every(answers: Iterable[Answer]) -> Answer:
+def every(answers: Iterable[Verdict]) -> Verdict:
     """Kleene's conjunction: no if one is no, yes if all are yes."""
     found = list(answers)
     return False if False in found else None if None in found else True
 
 
-def some(answers: Iterable[Answer]) -> Answer:
+def some(answers: Iterable[Verdict]) -> Verdict:
     """Kleene's disjunction: yes if one is yes, no if all are no."""
     return negation(every(map(negation, answers)))
