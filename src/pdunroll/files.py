@@ -196,7 +196,7 @@ def read_table(
     return rows
 
 
-def _value(text: str | None) -> Any:
+def _value(text: Any) -> Any:
     for kind in (int, float):
         try:
             return kind(text)

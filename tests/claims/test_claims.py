@@ -10,9 +10,11 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
+from pdunroll.claims import registry
 from pdunroll.claims.case import comparable
 from pdunroll.claims.interpretability import arrival
 from pdunroll.claims.registry import MODES
+from pdunroll.evaluation.statistics import equivalent
 from pdunroll.files import read_table, write_table
 from pdunroll.training.run_key import RunKey
 
@@ -293,6 +295,35 @@ def test_without_the_theory_stage_its_claims_are_open_and_say_so(judged):
     for claim in open_ones:
         assert "pdunroll theory" in rows[claim]["evidence"]
         assert rows[claim]["estimate"] is None
+
+
+def test_a_claim_of_ones_own_is_one_function(judged, monkeypatch):
+    """The recipe of docs/extending.md, about a mode that was not trained and about one that was."""
+    monkeypatch.setattr(registry, "CLAIMS", list(registry.CLAIMS))
+    for mode in ("mine", "truncated"):
+
+        @registry.claim(
+            f"{mode}-as-good-as-full",
+            f"{mode} gives the same error as full " "within {margin:g} % after {kind} inference.",
+            unit="% of the error", about=("full", mode), compares=True, each_kind=True,
+        )  # fmt: skip
+        def as_good(case: registry.Case, kind: str, mode: str = mode) -> registry.Finding:
+            depth = max(case.curves.depths("full", mode))
+            gain = 100 * (1 - case.curves.at(mode, depth, kind) / case.curves.at("full", depth, kind))
+            found = registry.intervals({f"L = {depth}": gain}, case.thresholds)
+            (interval,) = found.values()
+            return registry.Finding(equivalent(interval, case.thresholds.margin), interval, f"Gain at L = {depth}.")
+
+    rows = judged(BASE)
+    assert len(rows) == 25 + 4
+    for kind in KINDS:
+        row = rows[f"truncated-as-good-as-full-{kind}"]
+        assert row["verdict"] == "does not hold"
+        assert row["estimate"] == pytest.approx(100 * (1 - 0.70 / 0.85), abs=1)
+        assert row["statement"] == f"truncated gives the same error as full within 1 % after {kind} inference."
+        row = rows[f"mine-as-good-as-full-{kind}"]
+        assert (row["verdict"], row["estimate"]) == ("undecided", None)
+        assert row["evidence"] == "No training with this mask and norm: mine."
 
 
 def test_several_seeds_widen_the_intervals(judged, tmp_path):

@@ -17,6 +17,7 @@ from matplotlib.container import BarContainer, ErrorbarContainer
 
 from pdunroll.errors import InputError
 from pdunroll.files import write_json, write_table
+from pdunroll.report import gallery, registry
 from pdunroll.report.figures import bump, footnote, interpretability, regimes, save, summary
 from pdunroll.training.run_key import MASK_TITLES, NORM_TITLES, RunKey
 
@@ -381,6 +382,25 @@ def made(folder) -> None:
     write_table(outputs / "training.csv", [{**row, "validation_mse": 1e-3, "best_step": 7} for row in training])
     origin = {"command": "x", "seeds": [0], "commit": "x", "data": "x", "test_frames": 4}
     write_json(outputs / "provenance.json", origin)
+
+
+def test_a_figure_of_ones_own_is_one_function(call, tmp_path, monkeypatch):
+    """The recipe of docs/extending.md: the command draws it, the report and the dashboard find it."""
+    monkeypatch.setattr(registry, "FIGURES", dict(registry.FIGURES))
+
+    @registry.figure("figures/seconds", "Seconds of training against L", tables=("training",))
+    def seconds_against_depth(training):
+        figure, ax = plt.subplots(layout="constrained")
+        ax.scatter([row["l_training"] for row in training], [row["seconds"] for row in training])
+        return figure
+
+    made(tmp_path)
+    done = call("figures", "name=made")
+    assert done.status == 0, done.err
+    assert "outputs/made/figures/seconds.png" in done.out
+    for suffix in (".png", ".svg"):
+        found = gallery.figures_in(tmp_path / "outputs/made", suffix)
+        assert [drawing.stem.split("/")[1] for drawing in found] == ["regimes", "interpretability", "bump", "seconds"]
 
 
 def test_the_order_of_rows_does_not_matter():

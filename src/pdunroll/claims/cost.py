@@ -25,11 +25,10 @@ def time(case: Case) -> Finding:
     for mode, depth, seed in sorted(seconds):
         if mode == "truncated" and ("full", depth, seed) in seconds:
             ratios.setdefault(depth, []).append(seconds[mode, depth, seed] / seconds["full", depth, seed])
-    values = [
-        ratio * 2 * depth / (depth + b) for depth, own in ratios.items() if b is not None and depth > b for ratio in own
-    ]
-    if not values:
+    deep = {depth: own for depth, own in ratios.items() if b is not None and depth > b}
+    if b is None or not deep:
         return Finding(None, None, "No L > b was trained with both full and truncated backpropagation.")
+    values = [ratio * 2 * depth / (depth + b) for depth, own in deep.items() for ratio in own]
     off = [max(value, 1 / value) - 1 for value in values]
     # a single time also has in it what else the machine did: one off by up to twice the margin leaves it open
     verdict = every(True if by <= margin else False if by > 2 * margin else None for by in off)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import textwrap
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ WIDTH = 116  # characters
 
 
 def judge(
-    folder: Path, *, name: str, data: str, regime_borders: list[int], margin: float, time_margin: float,
+    folder: Path, *, name: str, data: str, regime_borders: Sequence[float], margin: float, time_margin: float,
     memory_margin: float, confidence: float, resamples: int, seed: int,
 ) -> str:  # fmt: skip
     """Judge all claims on the tables of an experiment; write verdicts.csv and verdicts.txt.
@@ -57,7 +58,7 @@ def judge(
 
     if len(regime_borders) != 2 or regime_borders[0] >= regime_borders[1]:
         raise InputError(f"figures.regime_borders must be two ascending numbers for the verdicts, got {regime_borders}")
-    thresholds = Thresholds(100 * margin, confidence, *regime_borders, time_margin, memory_margin)
+    thresholds = Thresholds(100 * margin, confidence, regime_borders[0], regime_borders[1], time_margin, memory_margin)
     tables = read_results(folder)
     measured, memory = read_theory(folder, name), read_memory(folder, name)
     claims = all_claims()

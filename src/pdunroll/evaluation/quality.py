@@ -108,8 +108,8 @@ def perceived(original: NDArray, signal: NDArray, rate: int) -> dict[str, float 
     found: dict[str, float | None] = {"pesq_wb": None, "stoi": None}
     if not packages_are_there():
         return found
-    from pesq import PesqError, pesq
-    from pystoi import stoi
+    from pesq import PesqError, pesq  # pyright: ignore[reportMissingImports] (an extra)
+    from pystoi import stoi  # pyright: ignore[reportMissingImports]
 
     try:
         found["pesq_wb"] = float(pesq(rate, original, signal, "wb"))

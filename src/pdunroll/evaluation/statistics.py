@@ -41,9 +41,10 @@ def means(errors: NDArray, seeds: NDArray[np.float64], frames: NDArray[np.float6
     errors (seeds, points, frames); `seeds` and `frames` are `weights`, drawn independently (the pigeonhole bootstrap,
     Owen 2007: frames are the same for all seeds). Returns (points, 1 + resamples).
     """
-    return sum(
-        (own.astype(np.float64) @ frames.T) * share for own, share in zip(errors, seeds.T, strict=True)
-    )  # one seed at a time: its intermediate arrays are the largest
+    total = np.zeros((errors.shape[1], len(frames)))
+    for own, share in zip(errors, seeds.T, strict=True):  # one seed at a time: its intermediate arrays are the largest
+        total += (own.astype(np.float64) @ frames.T) * share
+    return total
 
 
 def percentile(values: NDArray[np.float64], confidence: float) -> Interval:

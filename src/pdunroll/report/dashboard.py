@@ -204,15 +204,16 @@ def save(name: str, tracking: Tracking, contents: Contents, known: Row) -> Row:
     """Save the workspace in the place of the one that was saved before; return where it is."""
     import requests
     import wandb
+    from wandb.errors import Error
 
     try:
         entity = tracking.entity or wandb.Api().default_entity
-        workspace = workspace_of(name, tracking.project, contents, entity)
+        workspace = workspace_of(name, tracking.project, contents, entity or "")
         place = f"{entity}/{tracking.project}"
         if known.get("place") == place:
             workspace._internal_id, workspace._internal_name = known["workspace"]["id"], known["workspace"]["name"]
         workspace.save()
-    except (wandb.errors.Error, requests.RequestException, ValueError) as error:
+    except (Error, requests.RequestException, ValueError) as error:
         raise InputError(f"Weights & Biases did not take the dashboard ({' '.join(str(error).split())})") from None
     own = {"id": workspace._internal_id, "name": workspace._internal_name, "url": workspace.url}
     return {"place": place, "workspace": own}

@@ -10,6 +10,7 @@ results.txt and to figures/, as png and svg, each function below with the decora
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,14 +35,18 @@ DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)))
 
 
 def draw(
-    folder: Path, *, regime_borders: list[int], l_training: list[int], step_norms: list[str] | None = None
+    folder: Path,
+    *,
+    regime_borders: Sequence[float],
+    l_training: Sequence[int] | None,
+    step_norms: list[str] | None = None,
 ) -> list[str]:
     """Draw the figures of the tables in `folder`, outputs/<name>/; return the lines of results.txt.
 
     Args:
         folder: where the tables are, and where the figures are written.
         regime_borders: L at the borders of the regimes.
-        l_training: the L whose curves Figure 4 shows.
+        l_training: the L whose curves Figure 4 shows; all if None.
         step_norms: the norms whose trainings are shown; all if None.
 
     Raises:
@@ -141,7 +146,7 @@ def mean(values: list[float]) -> float:
     tables=("evaluation", "optima", "training"),
     options=("regime_borders",),
 )
-def regimes(evaluation: list[Row], optima: list[Row], training: list[Row], regime_borders: list[float]) -> Figure:
+def regimes(evaluation: list[Row], optima: list[Row], training: list[Row], regime_borders: Sequence[float]) -> Figure:
     """Draw Figure 3: test MSE and runtime against L in training.
 
     The error of classical inference is dashed, that at the certified optimum solid.
@@ -219,7 +224,7 @@ def line_without_training(ax: Axes, optima: list[Row]) -> None:
     ax.axhline(dct, color="0.35", linestyle=(0, (1, 2)), linewidth=1.2, label="DCT (untrained), optimality")
 
 
-def mark_regimes(ax: Axes, depths: list[int], borders: list[float]) -> None:
+def mark_regimes(ax: Axes, depths: list[int], borders: Sequence[float]) -> None:
     """Vertical lines between the regimes and their numbers above, on an axis of categories."""
     edges = [-0.5, *(sum(depth < border for depth in depths) - 0.5 for border in borders), len(depths) - 0.5]
     for number, (left, right) in enumerate(pairwise(edges), start=1):
@@ -236,7 +241,7 @@ def mark_regimes(ax: Axes, depths: list[int], borders: list[float]) -> None:
     tables=("evaluation", "optima"),
     options=("l_training",),
 )
-def interpretability(evaluation: list[Row], optima: list[Row], l_training: list[int] | None = None) -> Figure:
+def interpretability(evaluation: list[Row], optima: list[Row], l_training: Sequence[int] | None = None) -> Figure:
     """Draw Figure 4: test MSE after every number of iterations.
 
     A ring marks L_training on its curve, a stroke on the right the certified optimum that the curve tends to.
@@ -265,7 +270,7 @@ def interpretability(evaluation: list[Row], optima: list[Row], l_training: list[
     options=("regime_borders",),
     every_norm=True,
 )
-def bump(evaluation: list[Row], optima: list[Row], regime_borders: list[float]) -> Figure:
+def bump(evaluation: list[Row], optima: list[Row], regime_borders: Sequence[float]) -> Figure:
     """Draw the curves of Figure 4 for the largest L of regime 1, or the smallest L of all if there is none.
 
     They show whether the error rises after L_training iterations, and with which step sizes.

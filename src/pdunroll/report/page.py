@@ -12,9 +12,8 @@ from pathlib import Path
 from pdunroll.errors import InputError
 from pdunroll.files import atomic
 from pdunroll.processes import command
-from pdunroll.report import sections
+from pdunroll.report import registry, sections
 from pdunroll.report.gallery import figures_in
-from pdunroll.report.registry import SECTIONS, drawn_by
 from pdunroll.report.style import set_style
 
 log = logging.getLogger(__name__)
@@ -43,12 +42,12 @@ def render(folder: Path, name: str, runs: Path, prepared: Path) -> str:
     """Return the page; see `write`."""
     experiment = sections.Experiment.read(folder, name, runs, prepared)
     figures = figures_in(folder, ".svg")
-    if missing := [drawing.stem for drawing in drawn_by("figures") if drawing not in figures]:
+    if missing := [drawing.stem for drawing in registry.drawn_by("figures") if drawing not in figures]:
         raise InputError(f"{folder}/{missing[0]}.svg is missing; make it with `{command('figures', name)}`")
     set_style()
     found = [
         {"name": section, "title": title, "html": html}
-        for section, (title, show) in SECTIONS.items()
+        for section, (title, show) in registry.SECTIONS.items()
         if (html := show(experiment))
     ]
     return sections.rendered("page.html", name=name, provenance=experiment.provenance, sections=found)

@@ -234,7 +234,7 @@ def best_operators(runs: Path) -> list[Row]:
     for _, folder in (best[key] for key in sorted(best)):
         learned = read_operator(folder).astype(float)
         m, n = learned.shape
-        initial = dct(np.eye(max(m, n)), norm="ortho", axis=0)[:m, :n]
+        initial = np.asarray(dct(np.eye(max(m, n)), norm="ortho", axis=0))[:m, :n]
         if not found:
             found.append({"name": "DCT", "image": image(diverging(initial)), "change": None, "largest": None})
         change = learned - initial
