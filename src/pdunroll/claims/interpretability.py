@@ -168,10 +168,19 @@ def name(key: Key) -> str:
 
 
 def arrival(grid: list[int], mse: Values, optimum: Values, share: float) -> Values:
-    """The number of iterations from which the error stays within a share of the optimum's, (1 + resamples,).
+    """Return the number of iterations from which the error stays within a share of the optimum's.
 
-    mse (len(grid), 1 + resamples), optimum (1 + resamples,); interpolated in log iterations between the points of the
-    grid. A curve that has not arrived at the grid's end counts as arriving there, which is a lower bound.
+    It is interpolated in log iterations between the points of the grid. A curve that has not arrived at the grid's end
+    counts as arriving there, which is a lower bound.
+
+    Args:
+        grid: numbers of iterations, ascending.
+        mse: (len(grid), 1 + resamples).
+        optimum: (1 + resamples,).
+        share: of the optimum's error.
+
+    Returns:
+        (1 + resamples,).
     """
     distance = np.abs(mse / optimum - 1)
     last_out = len(grid) - 1 - (distance[::-1] > share).argmax(axis=0)

@@ -88,7 +88,7 @@ def restored(
 
 
 def measures(original: NDArray, signal: NDArray, rate: int) -> dict[str, float | None]:
-    """Metrics of one sentence against the original, both (samples,); None where one cannot be had.
+    """Return the metrics of one sentence against the original, both (samples,); None where one cannot be had.
 
     sdr_db is 10 log10 of ||original||^2 / ||original - signal||^2, si_sdr_db the same after the best scaling of the
     original; PESQ (ITU-T P.862.2, wide band) and STOI come from the packages of the same names.
@@ -104,7 +104,7 @@ def measures(original: NDArray, signal: NDArray, rate: int) -> dict[str, float |
 
 
 def perceived(original: NDArray, signal: NDArray, rate: int) -> dict[str, float | None]:
-    """PESQ and STOI, each None without its package, or where a sentence is too short or too quiet for it."""
+    """Return PESQ and STOI, each None without its package, or where a sentence is too short or too quiet for it."""
     found: dict[str, float | None] = {"pesq_wb": None, "stoi": None}
     if not packages_are_there():
         return found
@@ -124,7 +124,7 @@ def perceived(original: NDArray, signal: NDArray, rate: int) -> dict[str, float 
 
 @cache
 def packages_are_there() -> bool:
-    """Whether PESQ and STOI can be had; says so once if not."""
+    """Return whether the packages of PESQ and STOI are there; warn once if not."""
     from importlib.util import find_spec
 
     there = all(map(find_spec, ("pesq", "pystoi")))
@@ -134,7 +134,10 @@ def packages_are_there() -> bool:
 
 
 def summary(rows: list[Row], seed: int) -> list[Row]:
-    """Means over the sentences; gain over the quantized ones, with a 95% interval (bootstrap over the sentences)."""
+    """Return means over the sentences and the gain over the quantized ones, with a 95% interval.
+
+    The interval comes from a bootstrap over the sentences.
+    """
     from scipy.stats import bootstrap
 
     base = {(row["file"], row["metric"]): row["value"] for row in rows if row["restoration"] == "quantized"}

@@ -25,7 +25,7 @@ class Interval(NamedTuple):
 
 
 def weights(count: int, resamples: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Weights (1 + resamples, count) of `count` units, each row with sum 1; the first row is the sample itself.
+    """Return the weights (1 + resamples, count) of `count` units; each row has sum 1, the first is the sample.
 
     Each resample draws count - 1 units with replacement (Rao and Wu 1988), so that the variance is unbiased for two or
     three units, too. A single unit always stands for itself.
@@ -36,7 +36,7 @@ def weights(count: int, resamples: int, rng: np.random.Generator) -> NDArray[np.
 
 
 def means(errors: NDArray, seeds: NDArray[np.float64], frames: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Means over seeds and frames, in the sample and in each resample.
+    """Return means over seeds and frames, in the sample and in each resample.
 
     errors (seeds, points, frames); `seeds` and `frames` are `weights`, drawn independently (the pigeonhole bootstrap,
     Owen 2007: frames are the same for all seeds). Returns (points, 1 + resamples).
@@ -48,13 +48,13 @@ def means(errors: NDArray, seeds: NDArray[np.float64], frames: NDArray[np.float6
 
 
 def percentile(values: NDArray[np.float64], confidence: float) -> Interval:
-    """The percentile interval of values (1 + resamples,)."""
+    """Return the percentile interval of values (1 + resamples,)."""
     low, high = np.quantile(values[1:], [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(float(values[0]), float(low), float(high))
 
 
 def simultaneous(values: NDArray[np.float64], confidence: float) -> list[Interval]:
-    """Intervals of several quantities (k, 1 + resamples) that cover all k at once with this confidence.
+    """Return intervals of several quantities (k, 1 + resamples) that cover all k at once with this confidence.
 
     By the bootstrap distribution of the largest of the k deviations, each in units of its standard error. So the
     interval picked afterwards, say the one farthest from zero, still means what it says.
@@ -67,7 +67,7 @@ def simultaneous(values: NDArray[np.float64], confidence: float) -> list[Interva
 
 
 def proportion(count: int, of: int, confidence: float) -> Interval:
-    """The Wilson interval of a share: unlike the bootstrap's, it is not empty at 0 or 1."""
+    """Return the Wilson interval of a share: unlike the bootstrap's, it is not empty at 0 or 1."""
     found = binomtest(count, of).proportion_ci(confidence, method="wilson")
     return Interval(count / of, float(found.low), float(found.high))
 
@@ -101,11 +101,15 @@ def negation(answer: Verdict) -> Verdict:
 
 
 def every(answers: Iterable[Verdict]) -> Verdict:
-    """Kleene's conjunction: no if one is no, yes if all are yes."""
+    """Return Kleene's conjunction: no if one is no, yes if all are yes.
+
+    >>> every([True, None]), every([False, None]), every([True, True])
+    (None, False, True)
+    """
     found = list(answers)
     return False if False in found else None if None in found else True
 
 
 def some(answers: Iterable[Verdict]) -> Verdict:
-    """Kleene's disjunction: yes if one is yes, no if all are no."""
+    """Return Kleene's disjunction: yes if one is yes, no if all are no."""
     return negation(every(map(negation, answers)))

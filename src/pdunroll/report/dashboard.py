@@ -68,7 +68,11 @@ def publish(folder: Path, name: str, tracking: Tracking) -> None:
 
 
 def collect(folder: Path, name: str) -> Contents:
-    """What there is in outputs/<name>/; raises `InputError` naming the command where the evaluation is missing."""
+    """Return what there is in `folder`, outputs/<name>/.
+
+    Raises:
+        InputError: naming the command that makes what is missing or damaged.
+    """
     from pdunroll.evaluation.tables import Sentence
 
     found = read_results(folder)
@@ -123,7 +127,7 @@ def record(folder: Path, name: str, tracking: Tracking, contents: Contents) -> N
 
 
 def libraries() -> tuple[ModuleType, ModuleType]:
-    """`wandb_workspaces.workspaces` and `.reports.v2`, without what they say of their own use of pydantic."""
+    """Import `wandb_workspaces.workspaces` and `.reports.v2` without their warnings about pydantic."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import wandb_workspaces.reports.v2 as reports
@@ -132,7 +136,7 @@ def libraries() -> tuple[ModuleType, ModuleType]:
 
 
 def panels(contents: Contents) -> dict[str, list[Any]]:
-    """The panels under their headings: of the trainings' runs, then of the evaluation run."""
+    """Return the panels under their headings: of the trainings' runs, then of the evaluation run."""
     _, wr = libraries()
     depth, best = wr.Config("network.iterations"), wr.SummaryMetric("best_validation_mse")
 
@@ -180,8 +184,8 @@ GROUPS = (
 )  # curves of one line are the seeds
 
 
-def workspace_of(name: str, project: str, contents: Contents, entity: str) -> Any:
-    """The workspace: all panels, the runs grouped by mode, mask and L."""
+def workspace_of(name: str, project: str, contents: Contents, entity: str | None) -> Any:
+    """Return the workspace: all panels, with the runs grouped by mode, mask, norm and L."""
     ws, _ = libraries()
     return ws.Workspace(
         entity=entity,
@@ -208,7 +212,7 @@ def save(name: str, tracking: Tracking, contents: Contents, known: Row) -> Row:
 
     try:
         entity = tracking.entity or wandb.Api().default_entity
-        workspace = workspace_of(name, tracking.project, contents, entity or "")
+        workspace = workspace_of(name, tracking.project, contents, entity)
         place = f"{entity}/{tracking.project}"
         if known.get("place") == place:
             workspace._internal_id, workspace._internal_name = known["workspace"]["id"], known["workspace"]["name"]

@@ -9,18 +9,29 @@ results.txt and to figures/, as png and svg, each function below with the decora
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from pdunroll.errors import InputError
 from pdunroll.evaluation.tables import read_provenance, read_results
 from pdunroll.files import atomic
 from pdunroll.report import registry
+from pdunroll.report.panels import (
+    finish_curves,
+    label_errors,
+    modes,
+    of_setting,
+    over_seeds,
+    panels,
+    pick,
+    style,
+    trained,
+)
 from pdunroll.report.style import save, set_style
-from pdunroll.training.run_key import Mode, RunKey, Setting, after_training_iterations, by_operator, settings_in
+from pdunroll.training.run_key import RunKey, Setting, after_training_iterations, by_operator, settings_in
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,9 +39,6 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
-# dark and light, so that they differ in greyscale, too
-COLOURS = {"full": "#1f3a68", "truncated": "#e8871e"}
-MARKERS = {"full": "o", "truncated": "s"}
 DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)))
 
 
@@ -77,67 +85,12 @@ def draw(
 
 
 def footnote(provenance: dict[str, Any]) -> str:
-    """What made a figure, in one line."""
+    """Return what made a figure, in one line."""
     seeds = ", ".join(map(str, provenance["seeds"]))
     return (
         f"{provenance['command']}   seed {seeds}   commit {provenance['commit'][:12]}   "
         f"data: {provenance['data'][:35]}   {provenance['test_frames']} test frames"
     )
-
-
-def trained(rows: list[Row]) -> list[Row]:
-    """Return the rows of trained operators."""
-    return [row for row in rows if RunKey.from_row(row).trained]
-
-
-def panels(names: list[Setting], height: float, least: float) -> tuple[Figure, list[Axes]]:
-    """A figure with one panel for each setting, two in a row, that share the error axis."""
-    import matplotlib.pyplot as plt
-
-    columns = min(2, len(names))
-    rows = -(-len(names) // columns)
-    size = (max(7.5, least + 4.6 * columns), height * rows)
-    figure, axes = plt.subplots(rows, columns, figsize=size, sharey=True, squeeze=False, layout="constrained")
-    flat = list(axes.ravel())
-    for ax in flat[len(names) :]:
-        ax.remove()
-    for row in axes:
-        row[0].set_ylabel(r"test MSE, $10^{-3}$")
-    return figure, flat[: len(names)]
-
-
-def modes(rows: list[Row]) -> list[Mode]:
-    """Return the modes of backpropagation in a table, in their order."""
-    return sorted({Mode(row["backprop"], row["b"]) for row in rows}, key=lambda mode: mode.order)
-
-
-def style(mode: Mode, number: int) -> dict[str, Any]:
-    """Colour and marker of a mode; unknown modes get their own from matplotlib's cycle."""
-    return {"color": COLOURS.get(mode.backprop, f"C{number + 2}"), "marker": MARKERS.get(mode.backprop, "D")}
-
-
-def by_depth(rows: list[Row], value: str) -> dict[int, list[float]]:
-    """L_training -> the values of all seeds."""
-    found: dict[int, list[float]] = defaultdict(list)
-    for row in rows:
-        found[row["l_training"]].append(row[value])
-    return dict(sorted(found.items()))
-
-
-def of_setting(rows: list[Row], setting: Setting) -> list[Row]:
-    """Return the rows of one setting."""
-    return [row for row in rows if (row["primal_mask"], row["step_norm"]) == setting]
-
-
-def pick(rows: list[Row], setting: Setting, mode: Mode, depth: int | None = None) -> list[Row]:
-    """The rows of one setting and mode, of one L_training or of all."""
-    mine = [row for row in of_setting(rows, setting) if (row["backprop"], row["b"]) == mode]
-    return mine if depth is None else [row for row in mine if row["l_training"] == depth]
-
-
-def mean(values: list[float]) -> float:
-    """Return the arithmetic mean."""
-    return sum(values) / len(values)
 
 
 @registry.figure(
@@ -168,25 +121,20 @@ def regimes(evaluation: list[Row], optima: list[Row], training: list[Row], regim
             look = style(mode, number)
             after_l = [row for row in pick(rows, name, mode) if row["l_inference"] == row["l_training"]]
             kinds = (
-                ("classical", "--", "none", by_depth(after_l, "mse")),
-                ("optimality", "-", look["color"], by_depth(pick(optima, name, mode), "optimum_mse")),
+                ("classical", "--", "none", over_seeds(after_l, "l_training", "mse")),
+                ("optimality", "-", look["color"], over_seeds(pick(optima, name, mode), "l_training", "optimum_mse")),
             )
             for kind, line, face, values in kinds:
-                centre = [mean(v) for v in values.values()]
-                spread = [
-                    [c - min(v) for c, v in zip(centre, values.values(), strict=True)],
-                    [max(v) - c for c, v in zip(centre, values.values(), strict=True)],
-                ]
                 ax.errorbar(
-                    [position[depth] for depth in values], centre, yerr=spread, linestyle=line, markersize=5,
-                    markerfacecolor=face, capsize=2, label=f"{mode.label}, {kind}", **look,
+                    [position[depth] for depth in values.index], values["mean"],
+                    yerr=[values["mean"] - values["min"], values["max"] - values["mean"]], linestyle=line,
+                    markersize=5, markerfacecolor=face, capsize=2, label=f"{mode.label}, {kind}", **look,
                 )  # fmt: skip
-            times = by_depth(pick(training, name, mode), "seconds")
+            times = over_seeds(pick(training, name, mode), "l_training", "seconds")["mean"]
             width = 0.7 / len(own)
             runtime.bar(
-                [position[depth] + (number - (len(own) - 1) / 2) * width for depth in times],
-                [mean(v) for v in times.values()], width, color=look["color"], alpha=0.22,
-                hatch="//" if number else None, edgecolor=look["color"], linewidth=0,
+                [position[depth] + (number - (len(own) - 1) / 2) * width for depth in times.index], times, width,
+                color=look["color"], alpha=0.22, hatch="//" if number else None, edgecolor=look["color"], linewidth=0,
             )  # fmt: skip
         line_without_training(ax, optima)
         mark_regimes(ax, depths, regime_borders)
@@ -207,25 +155,14 @@ def regimes(evaluation: list[Row], optima: list[Row], training: list[Row], regim
     return figure
 
 
-def label_errors(ax: Axes) -> None:
-    """A logarithmic error axis labelled in plain thousandths."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
-
-    low, high = ax.get_ylim()
-    few, many = MaxNLocator(8, steps=[1, 2, 5, 10]), LogLocator(subs=(1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9))
-    ax.yaxis.set_major_locator(few if high < 2 * low else many)
-    ax.yaxis.set_minor_locator(LogLocator(subs=()))
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda mse, _: f"{1e3 * mse:.4g}"))
-
-
 def line_without_training(ax: Axes, optima: list[Row]) -> None:
-    """The DCT's optimum as a horizontal line (the quantized frames lie far above)."""
+    """Draw the DCT's optimum as a horizontal line (the quantized frames lie far above)."""
     dct = next(row["optimum_mse"] for row in optima if row["backprop"] == "dct")
     ax.axhline(dct, color="0.35", linestyle=(0, (1, 2)), linewidth=1.2, label="DCT (untrained), optimality")
 
 
 def mark_regimes(ax: Axes, depths: list[int], borders: Sequence[float]) -> None:
-    """Vertical lines between the regimes and their numbers above, on an axis of categories."""
+    """Draw lines between the regimes and write their numbers above, on an axis of categories."""
     edges = [-0.5, *(sum(depth < border for depth in depths) - 0.5 for border in borders), len(depths) - 0.5]
     for number, (left, right) in enumerate(pairwise(edges), start=1):
         if right > left:
@@ -291,27 +228,27 @@ def bump(evaluation: list[Row], optima: list[Row], regime_borders: Sequence[floa
 
 
 def draw_curves(ax: Axes, evaluation: list[Row], optima: list[Row], name: Setting, depths: list[int]) -> None:
-    """Error against iterations of the trainings with one setting, of the DCT, and the quantized frames' error."""
+    """Draw the error against iterations: of one setting's trainings, of the DCT, and of the quantized frames."""
     last = max(row["l_inference"] for row in evaluation)
     for kind, norm, label, line in (("none", None, "quantized", "--"), ("dct", name[1], "DCT (untrained)", "-")):
         chosen = (kind, norm)
         mine = [row for row in evaluation if (row["backprop"], row["step_norm"]) == chosen]
-        ax.plot(*curve(mine), color="0.55", linestyle=line, linewidth=1.6, label=label)
+        mse = over_seeds(mine, "l_inference", "mse")["mean"]
+        ax.plot(mse.index, mse, color="0.55", linestyle=line, linewidth=1.6, label=label)
         mark_optimum(ax, [row for row in optima if (row["backprop"], row["step_norm"]) == chosen], last, "0.55")
     for number, mode in enumerate(modes(of_setting(trained(evaluation), name))):
         look = style(mode, number)
         for dash, depth in enumerate(depths):
-            same = pick(evaluation, name, mode, depth)
-            if not same:
+            mse = over_seeds(pick(evaluation, name, mode, depth), "l_inference", "mse")["mean"]
+            if mse.empty:
                 continue
-            counts, values = curve(same)
             ax.plot(
-                counts, values, color=look["color"], linestyle=DASHES[dash % len(DASHES)], linewidth=1.5,
+                mse.index, mse, color=look["color"], linestyle=DASHES[dash % len(DASHES)], linewidth=1.5,
                 label=f"{mode.label}, L = {depth}",
             )  # fmt: skip
             mark_optimum(ax, pick(optima, name, mode, depth), last, look["color"])
             ax.plot(
-                depth, values[counts.index(depth)], marker=look["marker"], markersize=7, markerfacecolor="white",
+                depth, mse[depth], marker=look["marker"], markersize=7, markerfacecolor="white",
                 markeredgecolor=look["color"], markeredgewidth=1.6, linestyle="none",
             )  # fmt: skip
     ax.set_xscale("log")
@@ -319,31 +256,14 @@ def draw_curves(ax: Axes, evaluation: list[Row], optima: list[Row], name: Settin
     ax.set_xlabel("iterations in inference")
 
 
-def finish_curves(figure: Figure, axes: list[Axes]) -> None:
-    """Label the common error axis, once all is drawn, and put the first panel's legend below the figure."""
-    for ax in axes:
-        label_errors(ax)
-    figure.legend(
-        *axes[0].get_legend_handles_labels(), loc="outside lower center", borderaxespad=1.8, ncols=4, fontsize=8
-    )
-
-
 def mark_optimum(ax: Axes, optima: list[Row], last: int, colour: str) -> None:
-    """A stroke at the right end: the error of the certified optimum, mean over seeds."""
+    """Draw a stroke at the right end: the error of the certified optimum, mean over seeds."""
     if optima:
-        ax.plot(1.25 * last, mean([row["optimum_mse"] for row in optima]), marker="_", markersize=9, color=colour)
-
-
-def curve(rows: list[Row]) -> tuple[list[int], list[float]]:
-    """Numbers of iterations and the mean error over seeds."""
-    found: dict[int, list[float]] = defaultdict(list)
-    for row in rows:
-        found[row["l_inference"]].append(row["mse"])
-    return sorted(found), [mean(found[count]) for count in sorted(found)]
+        ax.plot(1.25 * last, fmean(row["optimum_mse"] for row in optima), marker="_", markersize=9, color=colour)
 
 
 def summary(evaluation: list[Row], optima: list[Row], training: list[Row]) -> str:
-    """The results as a short table for the terminal."""
+    """Return the results as a short table for the terminal."""
     quantized = next(row["mse"] for row in evaluation if row["backprop"] == "none")
     dct = [row["optimum_mse"] for row in optima if row["backprop"] == "dct"][-1]
     classical, seconds = after_training_iterations(evaluation), by_operator(training, "seconds")

@@ -36,7 +36,7 @@ def save(figure: Figure, stem: Path, origin: str) -> None:
 
 
 def diverging(values: NDArray) -> NDArray:
-    """A matrix as a picture (m, n, 4), uint8: blue below 0, white at 0, red above, full at the largest modulus."""
+    """Return a matrix as a picture (m, n, 4), uint8: from blue (negative) to red, full at the largest modulus."""
     import matplotlib
     import numpy as np
 

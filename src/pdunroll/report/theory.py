@@ -34,7 +34,7 @@ def draw(folder: Path, origin: str) -> None:
 
 
 def panels(rows: list[Row], columns: int, **options: Any) -> tuple[Figure, Any, list[str]]:
-    """A figure with one row of axes for each operator of a table, and the operators' names."""
+    """Return a figure with one row of axes for each operator of a table, and the operators' names."""
     import matplotlib.pyplot as plt
 
     names = list(dict.fromkeys(row["operator"] for row in rows))
@@ -45,7 +45,7 @@ def panels(rows: list[Row], columns: int, **options: Any) -> tuple[Figure, Any, 
 
 @registry.figure("theory/fidelity", "How close gradients come to their exact limit", tables=("fidelity",))
 def fidelity(rows: list[Row]) -> Figure:
-    """Cosine to the exact limit gradient: Full over L, Truncated over b; and of Truncated to Full."""
+    """Draw the cosine to the exact limit gradient: Full over L, Truncated over b; and of Truncated to Full."""
     depths = sorted({row["l"] for row in rows if row["backprop"] == "truncated"})
     figure, axes, names = panels(rows, 3, sharey=True)
     for line, name in zip(axes, names, strict=True):
@@ -76,7 +76,7 @@ def fidelity(rows: list[Row]) -> Figure:
 
 @registry.figure("theory/decay", "The backward recursion, counted backwards", tables=("decay", "fits"))
 def decay(rows: list[Row], fits: list[Row]) -> Figure:
-    """Norms in the backward recursion, counted backwards, for each mask (columns) and operator (rows)."""
+    """Draw the norms in the backward recursion, counted backwards, for each mask (columns) and operator (rows)."""
     look = {
         "delta_primal": (DARK, "-", r"$\|\delta_P\|$"),
         "delta_dual": (DARK, "--", r"$\|\delta_D\|$"),
@@ -114,7 +114,7 @@ def decay(rows: list[Row], fits: list[Row]) -> Figure:
 
 @registry.figure("theory/settling", "Iterations until the masks of a frame change no more", tables=("settling",))
 def settling(rows: list[Row]) -> Figure:
-    """Share of frames whose masks have settled, over the number of iterations."""
+    """Draw the share of frames whose masks have settled, over the number of iterations."""
     import matplotlib.pyplot as plt
 
     figure, ax = plt.subplots(figsize=(6.4, 3.9), layout="constrained")
