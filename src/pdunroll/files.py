@@ -19,7 +19,7 @@ from pdunroll.errors import InputError
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside `path` to write to; it takes the place of `path` when all went well.
+    """Yield a temporary name beside `path` to write to; it takes the place of `path` when all went well.
 
     What a killed process of this machine has left there of the same file is removed. Errors of the system name `path`.
     """
@@ -49,7 +49,7 @@ def machine() -> str:
 
 
 def _naming(error: OSError, path: Path, temporary: Path) -> OSError:
-    """The error with the name of what was to be written, where it has none or the temporary one."""
+    """Return the error with the name of what was to be written, where it has none or the temporary one."""
     if error.errno is not None and str(error.filename or temporary).startswith(str(temporary)):
         error.filename = str(path)
     return error
@@ -170,7 +170,7 @@ def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 def read_table(
     path: Path, made_by: str, *, columns: Sequence[str] = (), numbers: Sequence[str] = ()
 ) -> list[dict[str, Any]]:
-    """Rows of a CSV file, numbers as int or float, empty cells as None.
+    """Return the rows of a CSV file, numbers as int or float, empty cells as None.
 
     Raises `InputError` that says which command makes the file if it is missing, empty, or without these columns and
     numbers.
@@ -196,7 +196,7 @@ def read_table(
     return rows
 
 
-def _value(text: str | None) -> Any:
+def _value(text: Any) -> Any:
     for kind in (int, float):
         try:
             return kind(text)
@@ -206,5 +206,5 @@ def _value(text: str | None) -> Any:
 
 
 def digest(content: Any) -> str:
-    """SHA-256 of plain data (JSON with sorted keys)."""
+    """Return the SHA-256 of plain data (JSON with sorted keys)."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

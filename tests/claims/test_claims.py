@@ -10,10 +10,13 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
+from pdunroll.claims import registry
+from pdunroll.claims.case import comparable
 from pdunroll.claims.interpretability import arrival
-from pdunroll.claims.judge import comparable
+from pdunroll.claims.registry import MODES
+from pdunroll.evaluation.statistics import equivalent
 from pdunroll.files import read_table, write_table
-from pdunroll.training.run_key import KEY
+from pdunroll.training.run_key import RunKey
 
 DEPTHS = (10, 20, 40, 100, 200, 500)
 GRID = sorted({*np.unique(np.geomspace(1, 10_000, 60).round().astype(int)).tolist(), *DEPTHS})
@@ -73,15 +76,14 @@ def build(folder: Path, world: World, mask: str = "active_set", norm: str = "fro
         mean = (optimum * own[-1]).mean()
         tables["optima"].append({**key, "optimum_mse": mean, "validation_optimum_mse": mean, "certified": 1.0})
 
-    blank = dict.fromkeys(KEY)
-    quantized = {**blank, "backprop": "none"}
+    quantized = RunKey("none").columns
     tables["evaluation"] += [{**quantized, "l_inference": l, "mse": 2 * DCT} for l in GRID]
-    add(f"dct-{norm}", {**blank, "backprop": "dct", "step_norm": norm}, DCT * (1 + 0.1 / np.asarray(GRID)), DCT)
+    add(f"dct-{norm}", RunKey("dct", step_norm=norm).columns, DCT * (1 + 0.1 / np.asarray(GRID)), DCT)
     for mode in world.modes:
         for depth, final in zip(world.depths, getattr(world, mode), strict=True):
             for seed in world.seeds:
                 b = 30 if mode == "truncated" else None
-                key = dict(zip(KEY, (mode, mask, norm, depth, seed, b), strict=True))
+                key = RunKey(mode, mask, norm, depth, seed, b).columns
                 mse = 1e-3 * curve(world, mode, depth, final) * (1 + world.spread * generator.normal())
                 add(f"{mode}{b or ''}-{mask}-{norm}-L{depth}-seed{seed}", key, mse, mse[-1] * (1 - world.unfinished))
                 seconds = 2 * depth if mode == "full" else world.seconds * (depth + 30)
@@ -295,6 +297,35 @@ def test_without_the_theory_stage_its_claims_are_open_and_say_so(judged):
         assert rows[claim]["estimate"] is None
 
 
+def test_a_claim_of_ones_own_is_one_function(judged, monkeypatch):
+    """The recipe of docs/extending.md, about a mode that was not trained and about one that was."""
+    monkeypatch.setattr(registry, "CLAIMS", list(registry.CLAIMS))
+    for mode in ("mine", "truncated"):
+
+        @registry.claim(
+            f"{mode}-as-good-as-full",
+            f"{mode} gives the same error as full " "within {margin:g} % after {kind} inference.",
+            unit="% of the error", about=("full", mode), compares=True, each_kind=True,
+        )  # fmt: skip
+        def as_good(case: registry.Case, kind: str, mode: str = mode) -> registry.Finding:
+            depth = max(case.curves.depths("full", mode))
+            gain = 100 * (1 - case.curves.at(mode, depth, kind) / case.curves.at("full", depth, kind))
+            found = registry.intervals({f"L = {depth}": gain}, case.thresholds)
+            (interval,) = found.values()
+            return registry.Finding(equivalent(interval, case.thresholds.margin), interval, f"Gain at L = {depth}.")
+
+    rows = judged(BASE)
+    assert len(rows) == 25 + 4
+    for kind in KINDS:
+        row = rows[f"truncated-as-good-as-full-{kind}"]
+        assert row["verdict"] == "does not hold"
+        assert row["estimate"] == pytest.approx(100 * (1 - 0.70 / 0.85), abs=1)
+        assert row["statement"] == f"truncated gives the same error as full within 1 % after {kind} inference."
+        row = rows[f"mine-as-good-as-full-{kind}"]
+        assert (row["verdict"], row["estimate"]) == ("undecided", None)
+        assert row["evidence"] == "No training with this mask and norm: mine."
+
+
 def test_several_seeds_widen_the_intervals(judged, tmp_path):
     """With trainings that differ by 3 %, what one seed shows surely is no longer sure."""
     world = BASE._replace(truncated=swapped(BASE.truncated, L200=0.83, L500=0.83), seeds=tuple(range(5)))
@@ -431,14 +462,14 @@ def test_only_trainings_with_the_same_seeds_are_compared():
         ("full", 10, None, 0), ("full", 10, None, 1), ("truncated", 10, 30, 0), ("truncated", 10, 30, 1),
         ("truncated", 10, 5, 0), ("full", 20, None, 0), ("implicit", 10, None, 0),
     )  # fmt: skip
-    cells, b = comparable(training)
-    assert b == 30
+    cells, b = comparable(training, MODES)
+    assert b == {"full": None, "truncated": 30}
     assert {key: list(own) for key, own in cells.items()} == {
         ("full", 10): [0],
         ("full", 20): [0],
         ("truncated", 10): [0],
     }
-    cells, _ = comparable([row for row in training if row["l_training"] == 10])
+    cells, _ = comparable([row for row in training if row["l_training"] == 10], MODES)
     assert {key: list(own) for key, own in cells.items()} == {("full", 10): [0, 1], ("truncated", 10): [0, 1]}
 
 

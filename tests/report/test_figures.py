@@ -17,8 +17,9 @@ from matplotlib.container import BarContainer, ErrorbarContainer
 
 from pdunroll.errors import InputError
 from pdunroll.files import write_json, write_table
+from pdunroll.report import gallery, registry
 from pdunroll.report.figures import bump, footnote, interpretability, regimes, save, summary
-from pdunroll.training.run_key import KEY, MASK_TITLES, NORM_TITLES
+from pdunroll.training.run_key import MASK_TITLES, NORM_TITLES, RunKey
 
 MASKS = ("active_set", "released")
 NORMS = ["frobenius", "spectral"]
@@ -56,8 +57,7 @@ def tables(
     masks=MASKS, modes=MODES, depths=DEPTHS, seeds=SEEDS, norms=("frobenius",), drop=()
 ) -> tuple[list[dict], list[dict], list[dict]]:
     """evaluation.csv, optima.csv and training.csv of made-up trainings, without the (mode, depth) in `drop`."""
-    blank = dict.fromkeys(KEY)
-    references = [{**blank, "backprop": "none"}, *({**blank, "backprop": "dct", "step_norm": norm} for norm in norms)]
+    references = [RunKey("none").columns, *(RunKey("dct", step_norm=norm).columns for norm in norms)]
     evaluation = [
         {**key, "l_inference": count, "mse": untrained(key["backprop"], count, key["step_norm"])}
         for key in references
@@ -68,7 +68,7 @@ def tables(
     for norm, mask, (mode, b), depth, seed in product(norms, masks, modes, depths, seeds):
         if (mode, depth) in drop:
             continue
-        cell = dict(zip(KEY, (mode, mask, norm, depth, seed, b), strict=True))
+        cell = RunKey(mode, mask, norm, depth, seed, b).columns
         training.append(cell | {"seconds": seconds(mask, mode, depth, seed)})
         optima.append(cell | {"optimum_mse": optimum(mask, mode, depth, seed, norm)})
         evaluation += [
@@ -217,7 +217,7 @@ def test_one_mask_gives_one_panel(mask):
     evaluation, optima, training = tables(masks=(mask,))
     (ax,), (behind,) = panels(regimes(evaluation, optima, training, [35.0]), 1)
     assert behind.get_position().bounds == ax.get_position().bounds
-    (other,), nothing = panels(interpretability(evaluation, None, optima), 1)
+    (other,), nothing = panels(interpretability(evaluation, optima, None), 1)
     assert nothing == []
     assert ax.get_title() == other.get_title()
 
@@ -225,7 +225,7 @@ def test_one_mask_gives_one_panel(mask):
 @pytest.mark.parametrize("l_training", [None, [10, 200], [30, 77]])
 def test_interpretability_shows_every_curve(l_training):
     evaluation, optima, _ = tables()
-    axes, nothing = panels(interpretability(evaluation, l_training, optima), 2)
+    axes, nothing = panels(interpretability(evaluation, optima, l_training), 2)
     assert nothing == []
     shown = [depth for depth in DEPTHS if l_training is None or depth in l_training]
     for ax, mask in zip(axes, MASKS, strict=True):
@@ -246,7 +246,7 @@ def test_interpretability_shows_every_curve(l_training):
 
 def test_interpretability_rings_the_iterations_in_training():
     evaluation, optima, _ = tables()
-    for ax, mask in zip(interpretability(evaluation, None, optima).axes, MASKS, strict=True):
+    for ax, mask in zip(interpretability(evaluation, optima, None).axes, MASKS, strict=True):
         rings = [line for line in ax.lines if line.get_linestyle() == "None" and line.get_marker() != "_"]
         found = {(line.get_markeredgecolor(), float(line.get_xdata()[0])): float(line.get_ydata()[0]) for line in rings}
         lines = labelled(ax)
@@ -260,7 +260,7 @@ def test_interpretability_rings_the_iterations_in_training():
 
 def test_interpretability_marks_the_certified_optima():
     evaluation, optima, _ = tables()
-    for ax, mask in zip(interpretability(evaluation, None, optima).axes, MASKS, strict=True):
+    for ax, mask in zip(interpretability(evaluation, optima, None).axes, MASKS, strict=True):
         found = [(line.get_color(), float(line.get_ydata()[0])) for line in ax.lines if line.get_marker() == "_"]
         assert all(float(line.get_xdata()[0]) > LAST for line in ax.lines if line.get_marker() == "_")
         lines = labelled(ax)
@@ -273,14 +273,14 @@ def test_interpretability_marks_the_certified_optima():
 
 def test_interpretability_tells_curves_apart():
     evaluation, optima, _ = tables()
-    for ax in interpretability(evaluation, None, optima).axes:
+    for ax in interpretability(evaluation, optima, None).axes:
         looks = [(line.get_color(), str(line.get_linestyle()), line._dash_pattern) for line in labelled(ax).values()]
         assert len({str(look) for look in looks}) == len(looks)
 
 
 def test_interpretability_leaves_out_trainings_that_are_missing():
     evaluation, optima, _ = tables(drop=[("truncated", 30)])
-    for ax in interpretability(evaluation, None, optima).axes:
+    for ax in interpretability(evaluation, optima, None).axes:
         names = set(labelled(ax))
         assert "truncated (b = 5), L = 30" not in names
         assert {"full, L = 30", "truncated (b = 5), L = 200"} <= names
@@ -289,7 +289,7 @@ def test_interpretability_leaves_out_trainings_that_are_missing():
 def test_interpretability_refuses_iterations_that_nothing_was_trained_with():
     evaluation, optima, _ = tables()
     with pytest.raises(InputError) as caught:
-        interpretability(evaluation, [20, 40], optima)
+        interpretability(evaluation, optima, [20, 40])
     text = str(caught.value)
     assert "figures.l_training" in text
     assert "[10, 30, 200]" in text
@@ -309,7 +309,7 @@ def test_norms_have_panels_of_their_own():
                 expected = [value(mask, mode[0], depth, 0, norm) for depth in DEPTHS]
                 np.testing.assert_allclose(np.array(line.get_ydata(), float), expected, rtol=1e-12)
         assert len(runtime.containers) == len(MODES)
-    axes, _ = panels(interpretability(evaluation, None, optima), 4)
+    axes, _ = panels(interpretability(evaluation, optima, None), 4)
     for ax, (norm, mask) in zip(axes, pairs, strict=True):
         lines = labelled(ax)
         assert list(lines["DCT (untrained)"].get_ydata()) == [untrained("dct", count, norm) for count in GRID]
@@ -384,6 +384,25 @@ def made(folder) -> None:
     write_json(outputs / "provenance.json", origin)
 
 
+def test_a_figure_of_ones_own_is_one_function(call, tmp_path, monkeypatch):
+    """The recipe of docs/extending.md: the command draws it, the report and the dashboard find it."""
+    monkeypatch.setattr(registry, "FIGURES", dict(registry.FIGURES))
+
+    @registry.figure("figures/seconds", "Seconds of training against L", tables=("training",))
+    def seconds_against_depth(training):
+        figure, ax = plt.subplots(layout="constrained")
+        ax.scatter([row["l_training"] for row in training], [row["seconds"] for row in training])
+        return figure
+
+    made(tmp_path)
+    done = call("figures", "name=made")
+    assert done.status == 0, done.err
+    assert "outputs/made/figures/seconds.png" in done.out
+    for suffix in (".png", ".svg"):
+        found = gallery.figures_in(tmp_path / "outputs/made", suffix)
+        assert [drawing.stem.split("/")[1] for drawing in found] == ["regimes", "interpretability", "bump", "seconds"]
+
+
 def test_the_order_of_rows_does_not_matter():
     evaluation, optima, training = tables()
     one = regimes(evaluation, optima, training, [35.0])
@@ -396,7 +415,7 @@ def test_the_order_of_rows_does_not_matter():
 
 def test_legends_name_each_curve_once():
     evaluation, optima, training = tables()
-    for figure in (regimes(evaluation, optima, training, [35.0]), interpretability(evaluation, None, optima)):
+    for figure in (regimes(evaluation, optima, training, [35.0]), interpretability(evaluation, optima, None)):
         (legend,) = figure.legends
         names = [text.get_text() for text in legend.get_texts()]
         assert len(set(names)) == len(names)
@@ -434,7 +453,7 @@ def test_summary_lists_all_cells():
 def test_saved_figures_are_whole(tmp_path):
     evaluation, optima, training = tables()
     save(regimes(evaluation, optima, training, [35.0, 150.0]), tmp_path / "new" / "regimes", ORIGIN)
-    save(interpretability(evaluation, None, optima), tmp_path / "new" / "interpretability", ORIGIN)
+    save(interpretability(evaluation, optima, None), tmp_path / "new" / "interpretability", ORIGIN)
     assert plt.get_fignums() == []
     names = [f"{name}.{kind}" for name in ("interpretability", "regimes") for kind in ("png", "svg")]
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == names

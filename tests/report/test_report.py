@@ -19,9 +19,11 @@ import soundfile
 
 from pdunroll.evaluation.quality import KEY
 from pdunroll.files import write_json, write_table
-from pdunroll.report.page import inline
+from pdunroll.report import registry
+from pdunroll.report.media import inline
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+SECTIONS = ["figures", "verdicts", "results", "more", "operators", "speech", "origin"]
 VERDICTS = ("holds", "does not hold", "undecided")
 
 
@@ -110,6 +112,22 @@ def test_parts_that_have_not_been_made_name_their_command(smoke, call, tmp_path)
     text = (tmp_path / "outputs/smoke/report.html").read_text()
     for stage in ("verdicts", "quality"):
         assert f"python -m pdunroll {stage} experiment=smoke" in text
+
+
+def test_a_section_of_ones_own_is_one_function(smoke, call, tmp_path, monkeypatch):
+    monkeypatch.setattr(registry, "SECTIONS", dict(registry.SECTIONS))
+    registry.section("mine", "My heading")(lambda experiment: f"<p>{len(experiment.training)} trainings</p>")
+    registry.section("empty", "Nothing")(lambda experiment: "")
+    shutil.copytree(smoke, tmp_path, dirs_exist_ok=True)
+    assert call("report", "experiment=smoke").status == 0
+    text = (tmp_path / "outputs/smoke/report.html").read_text()
+    assert '<section id="mine">\n<h2>My heading</h2>\n<p>4 trainings</p>' in text
+    assert "Nothing" not in text
+
+
+def test_the_papers_figures_come_first_and_verdicts_next(page):
+    ids = [name for name in Reader(page.read_text()).ids if name in SECTIONS]
+    assert ids == SECTIONS
 
 
 @pytest.mark.parametrize(

@@ -8,41 +8,145 @@ import numpy as np
 
 from pdunroll.claims.registry import (
     ERROR,
-    KINDS,
     MODES,
+    Case,
     Curves,
-    Row,
-    Thresholds,
+    Finding,
     Values,
+    claim,
     evidence,
     intervals,
     listed,
-    undecided,
-    verdict,
 )
-from pdunroll.evaluation.statistics import Answer, Interval, equivalent, every, negation, superior
+from pdunroll.evaluation.statistics import Interval, Verdict, equivalent, every, negation, superior
 
 
-def figure3_claims(curves: Curves, thresholds: Thresholds) -> list[Row]:
-    """Return the verdicts on all claims of Figure 3, after classical and after optimality inference."""
-    return [
-        row
-        for kind in KINDS
-        for row in (
-            *regime_claims(curves, thresholds, kind),
-            *border_claims(curves, thresholds, kind),
-            overall_claim(curves, thresholds, kind),
-        )
-    ]
+@claim(
+    "regime1-alike",
+    "For L < {low:g}, full and truncated backpropagation give the same error within {margin:g} % after {kind} "
+    "inference.",
+    unit=ERROR, compares=True, each_kind=True,
+)  # fmt: skip
+def regime1_equivalent(case: Case, kind: str) -> Finding:
+    """Judge whether both modes are equivalent at each L of regime 1."""
+    if not (depths := in_regime(case, 1)):
+        return too_few(1, depths)
+    found = by_truncated(case, depths, kind)
+    verdict = every(equivalent(i, case.thresholds.margin) for i in found.values())
+    return Finding(verdict, max(found.values(), key=lambda i: abs(i.estimate)), of_truncated(case, found))
 
 
-def by_truncated(curves: Curves, depths: list[int], kind: str) -> dict[int, Values]:
-    """Truncated's gain over full at each L, % of full's error."""
-    return {depth: 100 * (1 - curves.at("truncated", depth, kind) / curves.at("full", depth, kind)) for depth in depths}
+@claim(
+    "regime2-no-gain",
+    "For {low:g} < L < {high:g}, more iterations in training bring no gain of {margin:g} % or more after {kind} "
+    "inference, in either mode.",
+    unit=ERROR, compares=True, each_kind=True,
+)  # fmt: skip
+def regime2_without_gain(case: Case, kind: str) -> Finding:
+    """Judge whether no L of regime 2 is better than the first one, in either mode."""
+    if len(depths := in_regime(case, 2)) < 2:
+        return too_few(2, depths)
+    pairs = by_iterations(case.curves, [(depths[0], more) for more in depths[1:]], kind)
+    named = {f"{mode}, L = {fewer} to {more}": values for (mode, fewer, more), values in pairs.items()}
+    found = intervals(named, case.thresholds)
+    verdict = every(negation(superior(i, case.thresholds.margin)) for i in found.values())
+    keys = [(mode, depth) for mode in MODES for depth in depths]
+    return Finding(
+        verdict, max(found.values(), key=lambda i: i.estimate), f"Gain, {evidence(case.curves, found, keys)}"
+    )
+
+
+@claim(
+    "regime3-truncated-better",
+    "For L > {high:g}, truncated backpropagation gives a smaller error than full after {kind} inference, by "
+    "{margin:g} % or more.",
+    unit=ERROR, compares=True, each_kind=True,
+)  # fmt: skip
+def regime3_truncated_better(case: Case, kind: str) -> Finding:
+    """Judge whether truncated is superior at each L of regime 3."""
+    if not (depths := in_regime(case, 3)):
+        return too_few(1, depths)
+    found = by_truncated(case, depths, kind)
+    verdict = every(superior(i, case.thresholds.margin) for i in found.values())
+    return Finding(verdict, min(found.values(), key=lambda i: i.estimate), of_truncated(case, found))
+
+
+@claim(
+    "border-1-2",
+    "From the first L above {low:g} on, and from no smaller L on, more iterations bring no gain any more ({kind} "
+    "inference).",
+    unit="L", compares=True, each_kind=True,
+)  # fmt: skip
+def border12(case: Case, kind: str) -> Finding:
+    """Judge whether gains from more iterations end at the paper's border of the regimes 1 and 2."""
+    before = [depth for depth in case.curves.depths(*MODES) if case.thresholds.regime(depth) < 3]
+    pairs = by_iterations(case.curves, list(combinations(before, 2)), kind)
+    flat: dict[int, Verdict] = {}
+    if pairs:
+        found = intervals(pairs, case.thresholds)
+        for depth in before[:-1]:
+            own = [i for (_, fewer, _), i in found.items() if fewer == depth]
+            flat[depth] = every(negation(superior(i, case.thresholds.margin)) for i in own)
+    return border(case, case.thresholds.low, flat, "more iterations bring no gain any more")
+
+
+@claim(
+    "border-2-3",
+    "From the first L above {high:g} on, and from no smaller L on, truncated is better than full ({kind} inference).",
+    unit="L", compares=True, each_kind=True,
+)  # fmt: skip
+def border23(case: Case, kind: str) -> Finding:
+    """Judge whether truncated becomes superior at the paper's border of the regimes 2 and 3."""
+    better: dict[int, Verdict] = {}
+    if both := case.curves.depths(*MODES):
+        found = by_truncated(case, both, kind).values()
+        better = {depth: superior(i, case.thresholds.margin) for depth, i in zip(both, found, strict=True)}
+    return border(case, case.thresholds.high, better, "truncated is better than full")
+
+
+@claim(
+    "truncated-outperforms-full",
+    "Truncated backpropagation outperforms full after {kind} inference by {margin:g} % of the error or more, each at "
+    "the L of its best validation error after that inference.",
+    unit=ERROR, compares=True, each_kind=True,
+)  # fmt: skip
+def truncated_outperforms(case: Case, kind: str) -> Finding:
+    """Judge the slides' summary, with L chosen by the validation error."""
+    curves = case.curves
+    best = {mode: min(curves.depths(mode), key=lambda depth: curves.validation[kind][mode, depth]) for mode in MODES}
+    full, truncated = (curves.at(mode, depth, kind) for mode, depth in best.items())
+    name = f"truncated L = {best['truncated']} over full L = {best['full']}"
+    found = intervals({name: 100 * (1 - truncated / full)}, case.thresholds)
+    verdict = superior(found[name], case.thresholds.margin)
+    return Finding(verdict, found[name], f"Gain of {evidence(curves, found, best.items())}")
+
+
+def in_regime(case: Case, number: int) -> list[int]:
+    """Return the L of a regime that both modes have."""
+    return [depth for depth in case.curves.depths(*MODES) if case.thresholds.regime(depth) == number]
+
+
+def too_few(needed: int, depths: list[int]) -> Finding:
+    """Leave a claim open because there are fewer L in its regime than it needs."""
+    which = f"only L = {depths[0]}" if depths else "no L"
+    return Finding(None, None, f"{needed} L needed, {which} of this regime was trained in both modes.")
+
+
+def by_truncated(case: Case, depths: list[int], kind: str) -> dict[str, Interval]:
+    """Return the intervals of truncated's gain over full at each L, in % of full's error."""
+    at = case.curves.at
+    gain = {f"L = {d}": 100 * (1 - at("truncated", d, kind) / at("full", d, kind)) for d in depths}
+    return intervals(gain, case.thresholds)
+
+
+def of_truncated(case: Case, found: dict[str, Interval]) -> str:
+    """Return the evidence for the intervals of `by_truncated`."""
+    keys = [(mode, depth) for mode in MODES for depth in case.curves.depths(*MODES) if f"L = {depth}" in found]
+    return f"Gain of truncated over full, {evidence(case.curves, found, keys)}"
 
 
 def by_iterations(curves: Curves, pairs: list[tuple[int, int]], kind: str) -> dict[tuple[str, int, int], Values]:
-    """The gain of the second L of each pair over the first, in each mode that has both, % of the error."""
+    """Return the gain of the second L of each pair over the first, in each mode that has both, in % of the error."""
     return {
         (mode, fewer, more): 100 * (1 - curves.at(mode, more, kind) / curves.at(mode, fewer, kind))
         for mode in MODES
@@ -51,133 +155,36 @@ def by_iterations(curves: Curves, pairs: list[tuple[int, int]], kind: str) -> di
     }
 
 
-def regime_claims(curves: Curves, thresholds: Thresholds, kind: str) -> list[Row]:
-    """Regime 1: both modes equivalent. Regime 2: no gain from more iterations. Regime 3: truncated is better."""
-    both = curves.depths(*MODES)
-    inside = {number: [depth for depth in both if thresholds.regime(depth) == number] for number in (1, 2, 3)}
-    low, high = thresholds.borders
-    statements = {
-        f"regime1-alike-{kind}": f"For L < {low:g}, full and truncated backpropagation give the same error within "
-        f"{thresholds.margin:g} % after {kind} inference.",
-        f"regime2-no-gain-{kind}": f"For {low:g} < L < {high:g}, more iterations in training bring no gain of "
-        f"{thresholds.margin:g} % or more after {kind} inference, in either mode.",
-        f"regime3-truncated-better-{kind}": f"For L > {high:g}, truncated backpropagation gives a smaller error than "
-        f"full after {kind} inference, by {thresholds.margin:g} % or more.",
-    }
-    rows = []
-    for number, (claim, statement) in enumerate(statements.items(), start=1):
-        depths, needed = inside[number], 2 if number == 2 else 1
-        if len(depths) < needed:
-            which = f"only L = {depths[0]}" if depths else "no L"
-            reason = f"{needed} L needed, {which} of this regime was trained in both modes."
-            rows.append(undecided(claim, curves.setting, statement, ERROR, reason))
-            continue
-        keys = [(mode, depth) for mode in MODES for depth in depths]
-        if number == 2:
-            pairs = by_iterations(curves, [(depths[0], more) for more in depths[1:]], kind)
-            found = intervals({f"{mode}, L = {a} to {b}": values for (mode, a, b), values in pairs.items()}, thresholds)
-            answer = every(negation(superior(i, thresholds.margin)) for i in found.values())
-            chosen = max(found.values(), key=lambda i: i.estimate)
-        else:
-            values = by_truncated(curves, depths, kind)
-            found = intervals({f"L = {depth}": value for depth, value in values.items()}, thresholds)
-            if number == 1:
-                answer = every(equivalent(i, thresholds.margin) for i in found.values())
-                chosen = max(found.values(), key=lambda i: abs(i.estimate))
-            else:
-                answer = every(superior(i, thresholds.margin) for i in found.values())
-                chosen = min(found.values(), key=lambda i: i.estimate)
-        subject = "Gain" if number == 2 else "Gain of truncated over full"
-        rows.append(
-            verdict(
-                claim, curves.setting, statement, answer, chosen, ERROR, f"{subject}, {evidence(curves, found, keys)}"
-            )
-        )
-    return rows
+def border(case: Case, paper: float, answers: dict[int, Verdict], what: str) -> Finding:
+    """Judge whether something begins between the two L that are next to the paper's border.
 
-
-def border_claims(curves: Curves, thresholds: Thresholds, kind: str) -> list[Row]:
-    """Where the data have the borders between the regimes, against where the paper has them."""
-    both = curves.depths(*MODES)
-    before = [depth for depth in both if thresholds.regime(depth) < 3]
-    pairs = by_iterations(curves, list(combinations(before, 2)), kind)
-    flat: dict[int, Answer] = {}
-    if pairs:
-        found = intervals(pairs, thresholds)
-        flat = {
-            depth: every(
-                negation(superior(i, thresholds.margin)) for (_, fewer, _), i in found.items() if fewer == depth
-            )
-            for depth in before[:-1]
-        }
-    better: dict[int, Answer] = {}
-    if both:
-        better = {
-            depth: superior(i, thresholds.margin)
-            for depth, i in intervals(by_truncated(curves, both, kind), thresholds).items()
-        }
-    return [
-        border_claim(
-            curves, f"border-1-2-{kind}", thresholds.borders[0], flat, "more iterations bring no gain any more", kind
-        ),
-        border_claim(
-            curves, f"border-2-3-{kind}", thresholds.borders[1], better, "truncated is better than full", kind
-        ),
-    ]
-
-
-def border_claim(curves: Curves, claim: str, border: float, answers: dict[int, Answer], what: str, kind: str) -> Row:
-    """Does what `answers` tell of each L begin between the two L that are next to the paper's border?"""
-    statement = f"From the first L above {border:g} on, and from no smaller L on, {what} ({kind} inference)."
-    refuted, shown = 0.0, np.inf  # it begins above the one and not above the other
+    Args:
+        case: what is judged.
+        paper: the paper's border, in L.
+        answers: whether it is so at each L.
+        what: it in words.
+    """
+    depths = case.curves.depths(*MODES)
+    below, above = [d for d in depths if d < paper], [d for d in depths if d > paper]
+    if not (answers and below and above):
+        return Finding(
+            None, None,
+            f"Both modes were trained for L = {listed(depths) or 'none'} only, not enough on both sides of the border.",
+        )  # fmt: skip
+    shown = np.inf  # it begins by this L and above `refuted`
     for depth in sorted(answers, reverse=True):
         if not answers[depth]:
             break
         shown = float(depth)
     refuted = float(max((depth for depth, answer in answers.items() if answer is False), default=0))
-    depths = curves.depths(*MODES)
-    below, above = [d for d in depths if d < border], [d for d in depths if d > border]
-    if not (answers and below and above):
-        reason = (
-            f"Both modes were trained for L = {listed(depths) or 'none'} only, not enough on both sides of the border."
-        )
-        return undecided(claim, curves.setting, statement, "L", reason)
-    answer: Answer = None
+    verdict: Verdict = None
     if shown <= below[-1] or refuted >= above[0]:
-        answer = False
+        verdict = False
     elif (refuted, shown) == (below[-1], above[0]):
-        answer = True
+        verdict = True
     words = {True: "yes", False: "no", None: "open"}
     each = ", ".join(f"L = {depth}: {words[said]}" for depth, said in answers.items())
     after = f"above L = {refuted:g}" if refuted else "anywhere"
     place = f"it begins {after} and by L = {shown:g}" if shown < np.inf else f"if at all, it begins {after}"
     interval = Interval(float(np.sqrt(refuted * shown)), refuted, shown) if refuted and shown < np.inf else None
-    return verdict(
-        claim,
-        curves.setting,
-        statement,
-        answer,
-        interval,
-        "L",
-        f"From here on {what}? {each}; so {place}; {curves.basis}.",
-    )
-
-
-def overall_claim(curves: Curves, thresholds: Thresholds, kind: str) -> Row:
-    """The slides' summary: truncated outperforms full, each at the L that was best in validation."""
-    claim = f"truncated-outperforms-full-{kind}"
-    statement = (
-        f"Truncated backpropagation outperforms full after {kind} inference by {thresholds.margin:g} % of the error or "
-        "more, each at the L of its best validation error after that inference."
-    )
-    if not all(curves.depths(mode) for mode in MODES):
-        reason = "Not both modes were trained with this mask."
-        return undecided(claim, curves.setting, statement, ERROR, reason)
-    best = {mode: min(curves.depths(mode), key=lambda depth: curves.validation[kind][mode, depth]) for mode in MODES}
-    full, truncated = (curves.at(mode, depth, kind) for mode, depth in best.items())
-    name = f"truncated L = {best['truncated']} over full L = {best['full']}"
-    found = intervals({name: 100 * (1 - truncated / full)}, thresholds)
-    return verdict(
-        claim, curves.setting, statement, superior(found[name], thresholds.margin), found[name], ERROR,
-        f"Gain of {evidence(curves, found, best.items())}",
-    )  # fmt: skip
+    return Finding(verdict, interval, f"From here on {what}? {each}; so {place}; {case.curves.basis}.")

@@ -1,14 +1,15 @@
-"""What all claims share: the errors they are computed from, what decides, and their row in the table of verdicts."""
+"""The registry of claims, and what all of them share: the case that they are judged on and words for the evidence."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pdunroll.evaluation.statistics import Answer, Interval, simultaneous
+from pdunroll.evaluation.statistics import Interval, Verdict, simultaneous
+from pdunroll.training.run_key import Setting
 
 Row = dict[str, Any]
 Values = NDArray[np.float64]
@@ -21,82 +22,196 @@ MODES = ("full", "truncated")
 ERROR = "% of the error"
 
 
-class Setting(NamedTuple):
-    """What decides the results, and each claim is judged for by itself."""
-
-    primal_mask: str
-    step_norm: str
-
-
-def verdict(
-    claim: str, setting: Setting, statement: str, answer: Answer, interval: Interval | None, unit: str, evidence: str
-) -> Row:
-    """A row of verdicts.csv; estimate, low and high are empty where nothing could be computed."""
-    low, high = (interval.low, interval.high) if interval else (None, None)
-    return {
-        "claim": claim, **setting._asdict(), "verdict": WORDS[answer],
-        "estimate": interval.estimate if interval else None, "low": low, "high": high, "unit": unit,
-        "statement": statement, "evidence": evidence,
-    }  # fmt: skip
-
-
-def undecided(claim: str, setting: Setting, statement: str, unit: str, reason: str) -> Row:
-    """A claim that what has been run says nothing about."""
-    return verdict(claim, setting, statement, None, None, unit, reason)
-
-
-def listed(numbers: list[int]) -> str:
-    """Return numbers separated by commas."""
-    return ", ".join(map(str, numbers))
-
-
 class Curves(NamedTuple):
-    """Test MSE of all trainings with one setting, in the sample and in each resample (see `statistics`)."""
+    """Test MSE of all trainings with one setting, in the sample and in each resample (see `statistics`).
 
-    setting: Setting
-    grid: list[int]  # numbers of iterations in inference
-    mse: dict[Key, Values]  # (len(grid), 1 + resamples)
-    dct: Values  # the untrained DCT's, as one of `mse`
-    optimum: dict[Key, Values]  # (1 + resamples,), at certified optima
+    Attributes:
+        grid: numbers of iterations in inference.
+        mse: (len(grid), 1 + resamples) for each mode and L.
+        dct: the same for the untrained DCT.
+        optimum: (1 + resamples,) at certified optima, for each mode and L.
+        dct_optimum: the same for the untrained DCT.
+        certified: the smallest share of frames with a certified optimum.
+        validation: the mean validation MSE for each kind of inference, mode and L.
+        untrained: the trainings that kept the operator they started from.
+        basis: seeds and frames in words.
+    """
+
+    grid: list[int]
+    mse: dict[Key, Values]
+    dct: Values
+    optimum: dict[Key, Values]
     dct_optimum: Values
-    certified: float  # the smallest share of frames with a certified optimum
-    validation: dict[str, dict[Key, float]]  # kind of inference -> mean validation MSE
-    untrained: list[Key]  # that kept the operator they started from
-    basis: str  # seeds and frames, in words
+    certified: float
+    validation: dict[str, dict[Key, float]]
+    untrained: list[Key]
+    basis: str
 
     def at(self, mode: str, depth: int, kind: str) -> Values:
-        """MSE (1 + resamples,) after L_training iterations (classical) or at the certified optimum (optimality)."""
+        """Return the MSE (1 + resamples,) after L iterations (classical) or at the certified optimum (optimality)."""
         return self.mse[mode, depth][self.grid.index(depth)] if kind == "classical" else self.optimum[mode, depth]
 
     def depths(self, *modes: str) -> list[int]:
-        """The L_training that all these modes have."""
+        """Return the L_training that all these modes have."""
         return sorted(set.intersection(*({depth for own, depth in self.mse if own == mode} for mode in modes)))
 
 
 class Thresholds(NamedTuple):
-    """The margin, the confidence and the borders of the regimes by which claims are judged."""
+    """What decides a claim.
 
-    margin: float  # in % of the error
+    Attributes:
+        margin: the difference that counts as none, in % of the error.
+        confidence: that of the intervals.
+        low: the border of the regimes 1 and 2, in L.
+        high: the border of the regimes 2 and 3, in L.
+        time_margin: the share by which a time may differ from what is claimed.
+        memory_margin: the share of full's growth below which memory counts as constant.
+    """
+
+    margin: float
     confidence: float
-    borders: tuple[float, float]  # in L, between the paper's regimes
+    low: float
+    high: float
+    time_margin: float
+    memory_margin: float
 
     def regime(self, depth: int) -> int:
         """Return the number of the regime of an L_training, 1 to 3."""
-        return 1 + sum(depth > border for border in self.borders)
+        return 1 + (depth > self.low) + (depth > self.high)
+
+
+class Case(NamedTuple):
+    """What a claim is judged on: the trainings of its modes with one setting, and what else was measured.
+
+    Attributes:
+        setting: the primal mask and the norm of the step sizes.
+        curves: the errors of the trainings that are compared, which have the same seeds.
+        training: the rows of training.csv with this setting.
+        b: b of the trainings of `truncated` that are compared.
+        theory: the tables of the theory by their names, each with the rows of this setting.
+        memory: the rows of benchmark/memory.csv; none where memory was not measured.
+        thresholds: what decides.
+    """
+
+    setting: Setting
+    curves: Curves
+    training: list[Row]
+    b: int | None
+    theory: dict[str, list[Row]]
+    memory: list[Row]
+    thresholds: Thresholds
+
+
+class Finding(NamedTuple):
+    """What a claim's function found.
+
+    Attributes:
+        verdict: whether the claim holds; None if that is undecided.
+        interval: the decisive estimate and its interval; None if nothing could be computed.
+        evidence: the numbers in words, or what was not measured.
+    """
+
+    verdict: Verdict
+    interval: Interval | None
+    evidence: str
+
+
+class Claim(NamedTuple):
+    """A claim of the slides; see `claim`."""
+
+    name: str
+    statement: str
+    unit: str
+    about: tuple[str, ...]
+    compares: bool
+    kinds: tuple[str | None, ...]
+    judge: Callable[..., Finding]
+
+
+CLAIMS: list[Claim] = []
+Judge = TypeVar("Judge", bound=Callable[..., Finding])
+
+
+def claim(
+    name: str, statement: str, *, unit: str, about: tuple[str, ...] = MODES, compares: bool = False,
+    each_kind: bool = False,
+) -> Callable[[Judge], Judge]:  # fmt: skip
+    """Register a function that judges a claim, given a `Case`.
+
+    Args:
+        name: the value of the column `claim`.
+        statement: the claim as a sentence, in which {margin}, {low}, {high}, {time_margin}, {memory_margin} stand for
+            the thresholds, {iterations} for the most iterations in inference and {kind} for the kind of inference.
+        unit: the unit of the estimate.
+        about: the modes of backpropagation whose trainings the function is given.
+        compares: whether the claim compares these modes; it is undecided, without a call of the function, unless all
+            of them were trained with the setting.
+        each_kind: whether the claim is made for classical and for optimality inference; the function is then called
+            with "classical" and "optimality" as its second argument, and the kind is appended to the name.
+
+    Returns:
+        A decorator.
+    """
+
+    def register(judge: Judge) -> Judge:
+        CLAIMS.append(Claim(name, statement, unit, about, compares, KINDS if each_kind else (None,), judge))
+        return judge
+
+    return register
+
+
+def verdicts(
+    claims: list[Claim], setting: Setting, cases: dict[tuple[str, ...], Case | None], thresholds: Thresholds
+) -> list[Row]:
+    """Return the rows of verdicts.csv for one setting.
+
+    Args:
+        claims: the claims; those about each kind of inference come first, kind by kind.
+        setting: the primal mask and the norm of the step sizes.
+        cases: what the claims are judged on, by the modes that they are about; None where no such mode was trained.
+        thresholds: what decides.
+    """
+    rows = []
+    for kind in (*KINDS, None):
+        for claim in claims:
+            if kind in claim.kinds:
+                case = cases[claim.about]
+                finding = _finding(claim, case, kind)
+                interval = finding.interval
+                rows.append({
+                    "claim": "-".join(filter(None, (claim.name, kind))), **setting._asdict(),
+                    "verdict": WORDS[finding.verdict],
+                    "estimate": interval and interval.estimate, "low": interval and interval.low,
+                    "high": interval and interval.high, "unit": claim.unit,
+                    "statement": claim.statement.format(
+                        **thresholds._asdict(), kind=kind, iterations=case.curves.grid[-1] if case else "many"
+                    ),
+                    "evidence": finding.evidence,
+                })  # fmt: skip
+    return rows
+
+
+def _finding(claim: Claim, case: Case | None, kind: str | None) -> Finding:
+    """Judge a claim, or leave it undecided if its modes were not trained."""
+    missing = [mode for mode in claim.about if case is None or not case.curves.depths(mode)]
+    if case is None or (missing and claim.compares):
+        return Finding(None, None, f"No training with this mask and norm: {', '.join(missing)}.")
+    return claim.judge(case, kind) if kind else claim.judge(case)
 
 
 def intervals(values: dict[Name, Values], thresholds: Thresholds) -> dict[Name, Interval]:
-    """Simultaneous intervals of named quantities."""
+    """Return simultaneous intervals of named quantities."""
     return dict(zip(values, simultaneous(np.stack(list(values.values())), thresholds.confidence), strict=True))
 
 
-def text(found: dict[str, Interval]) -> str:
-    """Return estimates and their intervals in words."""
-    return "; ".join(f"{name}: {i.estimate:+.3g} % [{i.low:+.3g}, {i.high:+.3g}]" for name, i in found.items())
+def listed(numbers: Iterable[int]) -> str:
+    """Return numbers separated by commas."""
+    return ", ".join(map(str, numbers))
 
 
 def evidence(curves: Curves, found: dict[str, Interval], keys: Iterable[Key]) -> str:
-    """The numbers, how many frames and seeds are behind them, and which trainings came to nothing."""
+    """Return the numbers in words, with the frames and seeds behind them and the trainings that came to nothing."""
+    numbers = "; ".join(f"{name}: {i.estimate:+.3g} % [{i.low:+.3g}, {i.high:+.3g}]" for name, i in found.items())
     idle = [f"{mode} L = {depth}" for mode, depth in curves.untrained if (mode, depth) in set(keys)]
     note = f"; {', '.join(idle)} kept the untrained operator: no step was better in validation" if idle else ""
-    return f"{text(found)}; {curves.basis}{note}."
+    return f"{numbers}; {curves.basis}{note}."

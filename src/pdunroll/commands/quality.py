@@ -48,7 +48,7 @@ def main(config: Config) -> None:
     blank = dict.fromkeys(KEY)
     takes = [({**blank, "restoration": "original"}, test.truth[chosen])]
     takes.append(({**blank, "restoration": "quantized"}, test.observation[chosen]))
-    takes += [(key, frames) for (key, _), frames in zip(models, work, strict=True)]
+    takes += [(key, np.asarray(frames)) for (key, _), frames in zip(models, work, strict=True)]
     signals = [(key, np.split(frames.ravel(), lengths)) for key, frames in takes]
 
     originals = signals[0][1]

@@ -35,7 +35,7 @@ def main(config: Config) -> None:
     common = (runs or [Run(config.outputs, {"settings": config.scientific})])[0]
     operators = [Measured("dct", norm, dct_operator(*common.shape, dtype=torch.float64)) for norm in STEP_NORMS]
     operators += [
-        Measured(run.folder.name, run.key["step_norm"], torch.from_numpy(run.operator()).double()) for run in runs
+        Measured(run.folder.name, run.key.step_norm or "", torch.from_numpy(run.operator()).double()) for run in runs
     ]
     tables = measure(
         config.prepared, operators, radius=common.radius, step_ratio=common.step_ratio,

@@ -30,7 +30,7 @@ from pdunroll.files import write_json, write_table
 from pdunroll.processes import command
 from pdunroll.speech.frames import load
 from pdunroll.training.run_folder import Run, environment
-from pdunroll.training.run_key import KEY, run_name
+from pdunroll.training.run_key import RunKey
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ def evaluate(
     # one thread an operator: side by side they are faster than one after the other on all cores
     work = Parallel(n_jobs=jobs or -1, return_as="generator", max_nbytes=None)(
         delayed(frame_errors)(
-            outputs / "errors" / f"{run_name(key)}.npz", key, operator, truth, observation, validation, grid, chosen,
+            outputs / "errors" / f"{key.name}.npz", key, operator, truth, observation, validation, grid, chosen,
             radius=common.radius, step_ratio=common.step_ratio, extrapolation=common.extrapolation,
             algorithm=algorithm, tolerance=tolerance, max_iterations=max_iterations, batch_size=batch_size,
             device=device,
@@ -94,15 +94,15 @@ def evaluate(
         for key, operator in candidates
     )  # fmt: skip
     quantized = ((observation - truth) ** 2).mean(axis=1)
-    rows = list(curve({**dict.fromkeys(KEY), "backprop": "none"}, grid, np.tile(quantized, (len(grid), 1))))
+    rows = list(curve(RunKey("none"), grid, np.tile(quantized, (len(grid), 1))))
     optima: list[Row] = []
     start = time.perf_counter()
     for number, ((key, _), found) in enumerate(zip(candidates, work, strict=True), start=1):
         rows.extend(curve(key, grid, found["errors"]))
-        optima.append({**key, **certificate(found, tolerance)})
+        optima.append({**key.columns, **certificate(found, tolerance)})
         log.info(
             "%d of %d  %s  test MSE %.4e after %d iterations, %.4e at the optimum  %.1f s",
-            number, len(candidates), run_name(key), rows[-1]["mse"], grid[-1], optima[-1]["optimum_mse"],
+            number, len(candidates), key.name, rows[-1]["mse"], grid[-1], optima[-1]["optimum_mse"],
             time.perf_counter() - start,
         )  # fmt: skip
     write(outputs, runs, rows, optima, len(chosen))
@@ -116,19 +116,18 @@ def drawn(prepared: Path, split: str, count: int | None, seed: int) -> tuple[NDA
     return numbers, frames.truth[numbers], frames.observation[numbers]
 
 
-def operators(runs: Sequence[Run]) -> list[tuple[Row, NDArray]]:
-    """Return the columns that name an operator, and K (m, n): of the DCT for each norm, then of the trainings."""
-    blank = dict.fromkeys(KEY)
-    norms = dict.fromkeys(run.key["step_norm"] for run in runs)
+def operators(runs: Sequence[Run]) -> list[tuple[RunKey, NDArray]]:
+    """Return what names an operator, and K (m, n): of the DCT for each norm, then of the trainings."""
+    norms = dict.fromkeys(run.key.step_norm for run in runs)
     dct = dct_operator(*runs[0].shape).numpy()
-    untrained = [({**blank, "backprop": "dct", "step_norm": norm}, dct) for norm in norms]
+    untrained = [(RunKey("dct", step_norm=norm), dct) for norm in norms]
     return [*untrained, *((run.key, run.operator()) for run in runs)]
 
 
-def curve(key: Row, grid: NDArray, errors: NDArray) -> Iterator[Row]:
+def curve(key: RunKey, grid: NDArray, errors: NDArray) -> Iterator[Row]:
     """Yield the rows of evaluation.csv for one operator; errors (len(grid), frames)."""
     for l, mse in zip(grid.tolist(), errors.astype(np.float64).mean(axis=1).tolist(), strict=True):
-        yield {**key, "l_inference": l, "mse": mse}
+        yield {**key.columns, "l_inference": l, "mse": mse}
 
 
 def write(outputs: Path, runs: Sequence[Run], rows: list[Row], optima: list[Row], test_frames: int) -> None:
@@ -136,11 +135,11 @@ def write(outputs: Path, runs: Sequence[Run], rows: list[Row], optima: list[Row]
     write_table(outputs / "evaluation.csv", rows)
     write_table(outputs / "optima.csv", optima)
     columns = dict.fromkeys(name for run in runs for name in run.results)  # earlier versions had fewer
-    write_table(outputs / "training.csv", [{**run.key, **columns, **run.results} for run in runs])
+    write_table(outputs / "training.csv", [{**run.key.columns, **columns, **run.results} for run in runs])
     write_json(outputs / "metrics.json", metrics(rows, optima))
     provenance = {
         "command": command("evaluate", outputs.name),
-        "seeds": sorted({run.key["seed"] for run in runs}),
+        "seeds": sorted({run.settings["seed"] for run in runs}),
         "commit": environment()["commit"],
         "data": f"{runs[0].settings['data']['name']}, sha256 {runs[0].record['data']}",
         "test_frames": test_frames,

@@ -22,7 +22,7 @@ from pdunroll.evaluation.curves import error_curve
 from pdunroll.files import atomic, digest
 from pdunroll.processes import end_with_parent
 from pdunroll.training.code_digest import WITHOUT, source_digest
-from pdunroll.training.run_key import run_name
+from pdunroll.training.run_key import RunKey, after_training_iterations, by_operator
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ Row = dict[str, Any]
 
 
 def frame_errors(
-    path: Path, key: Row, operator: NDArray, truth: NDArray, observation: NDArray, validation: list[NDArray],
+    path: Path, key: RunKey, operator: NDArray, truth: NDArray, observation: NDArray, validation: list[NDArray],
     grid: NDArray, chosen: NDArray, *, radius: float, step_ratio: float, extrapolation: float, algorithm: Algorithm,
     tolerance: float, max_iterations: int, batch_size: int, device: str,
 ) -> dict[str, NDArray]:  # fmt: skip
@@ -38,7 +38,7 @@ def frame_errors(
 
     Args:
         path: outputs/<name>/errors/<run>.npz, which is read if it has this result, and written otherwise.
-        key: the columns that name the operator; its `step_norm` gives the step sizes of the iteration.
+        key: what names the operator; its `step_norm` gives the step sizes of the iteration.
         operator: K, (m, n).
         truth: y of the test frames, (frames, n).
         observation: x of the test frames, (frames, n).
@@ -62,7 +62,7 @@ def frame_errors(
     arrays = {"operator": operator, "truth": truth, "observation": observation, "grid": grid}
     arrays |= dict(zip(("validation_truth", "validation_observation"), validation, strict=True))
     steps: dict[str, Any] = {
-        "radius": radius, "step_ratio": step_ratio, "extrapolation": extrapolation, "step_norm": key["step_norm"]
+        "radius": radius, "step_ratio": step_ratio, "extrapolation": extrapolation, "step_norm": key.step_norm
     }  # fmt: skip
     identity = digest(
         {
@@ -133,8 +133,7 @@ def metrics(rows: list[Row], optima: list[Row]) -> dict[str, Any]:
         optima: rows of optima.csv.
     """
     result: dict[str, Any] = {"quantized": rows[0]["mse"]}
-    optimum = {run_name(row): row["optimum_mse"] for row in optima}
-    classical = {run_name(row): row["mse"] for row in rows if row["l_inference"] == row["l_training"]}
-    for name, mse in optimum.items():
-        result[name] = {"classical": classical[name], "optimality": mse} if name in classical else mse
+    classical = after_training_iterations(rows)
+    for key, mse in by_operator(optima, "optimum_mse").items():
+        result[key.name] = {"classical": classical[key], "optimality": mse} if key in classical else mse
     return result

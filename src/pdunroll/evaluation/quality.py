@@ -23,7 +23,7 @@ from pdunroll.evaluation.tables import read_results
 from pdunroll.files import read_json, replaced, write_json
 from pdunroll.processes import command, end_with_parent
 from pdunroll.training.run_folder import Run
-from pdunroll.training.run_key import run_name
+from pdunroll.training.run_key import by_operator
 
 log = logging.getLogger(__name__)
 
@@ -46,15 +46,15 @@ def candidates(outputs: Path, runs: Sequence[Run]) -> list[tuple[Row, NDArray]]:
     Raises:
         InputError: if optima.csv lacks one of the trainings.
     """
-    validated = {run_name(row): row["validation_optimum_mse"] for row in read_results(outputs)["optima"]}
-    best: dict[tuple[str, str, str], tuple[float, Run]] = {}
+    validated = by_operator(read_results(outputs)["optima"], "validation_optimum_mse")
+    best: dict[tuple[str, ...], tuple[float, Run]] = {}
     for run in runs:
         key = run.key
-        if run_name(key) not in validated:
+        if key not in validated:
             again = command("evaluate", outputs.name)
             raise InputError(f"{outputs}/optima.csv has no row for {run.folder}; run `{again}` again")
-        entry = validated[run_name(key)], run
-        kind = key["step_norm"], key["primal_mask"], key["backprop"]
+        entry = validated[key], run
+        kind = *key.setting.order, key.backprop
         best[kind] = min(best.get(kind, entry), entry, key=lambda entry: (entry[0], entry[1].folder))
     dct = dct_operator(*runs[0].shape).numpy()
     found: list[tuple[Row, NDArray]] = [({**dict.fromkeys(KEY), "restoration": "dct"}, dct)]
@@ -88,7 +88,7 @@ def restored(
 
 
 def measures(original: NDArray, signal: NDArray, rate: int) -> dict[str, float | None]:
-    """Metrics of one sentence against the original, both (samples,); None where one cannot be had.
+    """Return the metrics of one sentence against the original, both (samples,); None where one cannot be had.
 
     sdr_db is 10 log10 of ||original||^2 / ||original - signal||^2, si_sdr_db the same after the best scaling of the
     original; PESQ (ITU-T P.862.2, wide band) and STOI come from the packages of the same names.
@@ -104,12 +104,12 @@ def measures(original: NDArray, signal: NDArray, rate: int) -> dict[str, float |
 
 
 def perceived(original: NDArray, signal: NDArray, rate: int) -> dict[str, float | None]:
-    """PESQ and STOI, each None without its package, or where a sentence is too short or too quiet for it."""
+    """Return PESQ and STOI, each None without its package, or where a sentence is too short or too quiet for it."""
     found: dict[str, float | None] = {"pesq_wb": None, "stoi": None}
     if not packages_are_there():
         return found
-    from pesq import PesqError, pesq
-    from pystoi import stoi
+    from pesq import PesqError, pesq  # pyright: ignore[reportMissingImports] (an extra)
+    from pystoi import stoi  # pyright: ignore[reportMissingImports]
 
     try:
         found["pesq_wb"] = float(pesq(rate, original, signal, "wb"))
@@ -124,7 +124,7 @@ def perceived(original: NDArray, signal: NDArray, rate: int) -> dict[str, float 
 
 @cache
 def packages_are_there() -> bool:
-    """Whether PESQ and STOI can be had; says so once if not."""
+    """Return whether the packages of PESQ and STOI are there; warn once if not."""
     from importlib.util import find_spec
 
     there = all(map(find_spec, ("pesq", "pystoi")))
@@ -134,7 +134,10 @@ def packages_are_there() -> bool:
 
 
 def summary(rows: list[Row], seed: int) -> list[Row]:
-    """Means over the sentences; gain over the quantized ones, with a 95% interval (bootstrap over the sentences)."""
+    """Return means over the sentences and the gain over the quantized ones, with a 95% interval.
+
+    The interval comes from a bootstrap over the sentences.
+    """
     from scipy.stats import bootstrap
 
     base = {(row["file"], row["metric"]): row["value"] for row in rows if row["restoration"] == "quantized"}

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
-Answer = bool | None  # yes, no, cannot be told
+Verdict = bool | None  # yes, no, cannot be told
 
 
 class Interval(NamedTuple):
@@ -25,7 +25,7 @@ class Interval(NamedTuple):
 
 
 def weights(count: int, resamples: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Weights (1 + resamples, count) of `count` units, each row with sum 1; the first row is the sample itself.
+    """Return the weights (1 + resamples, count) of `count` units; each row has sum 1, the first is the sample.
 
     Each resample draws count - 1 units with replacement (Rao and Wu 1988), so that the variance is unbiased for two or
     three units, too. A single unit always stands for itself.
@@ -36,24 +36,25 @@ def weights(count: int, resamples: int, rng: np.random.Generator) -> NDArray[np.
 
 
 def means(errors: NDArray, seeds: NDArray[np.float64], frames: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Means over seeds and frames, in the sample and in each resample.
+    """Return means over seeds and frames, in the sample and in each resample.
 
     errors (seeds, points, frames); `seeds` and `frames` are `weights`, drawn independently (the pigeonhole bootstrap,
     Owen 2007: frames are the same for all seeds). Returns (points, 1 + resamples).
     """
-    return sum(
-        (own.astype(np.float64) @ frames.T) * share for own, share in zip(errors, seeds.T, strict=True)
-    )  # one seed at a time: its intermediate arrays are the largest
+    total = np.zeros((errors.shape[1], len(frames)))
+    for own, share in zip(errors, seeds.T, strict=True):  # one seed at a time: its intermediate arrays are the largest
+        total += (own.astype(np.float64) @ frames.T) * share
+    return total
 
 
 def percentile(values: NDArray[np.float64], confidence: float) -> Interval:
-    """The percentile interval of values (1 + resamples,)."""
+    """Return the percentile interval of values (1 + resamples,)."""
     low, high = np.quantile(values[1:], [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(float(values[0]), float(low), float(high))
 
 
 def simultaneous(values: NDArray[np.float64], confidence: float) -> list[Interval]:
-    """Intervals of several quantities (k, 1 + resamples) that cover all k at once with this confidence.
+    """Return intervals of several quantities (k, 1 + resamples) that cover all k at once with this confidence.
 
     By the bootstrap distribution of the largest of the k deviations, each in units of its standard error. So the
     interval picked afterwards, say the one farthest from zero, still means what it says.
@@ -66,12 +67,12 @@ def simultaneous(values: NDArray[np.float64], confidence: float) -> list[Interva
 
 
 def proportion(count: int, of: int, confidence: float) -> Interval:
-    """The Wilson interval of a share: unlike the bootstrap's, it is not empty at 0 or 1."""
+    """Return the Wilson interval of a share: unlike the bootstrap's, it is not empty at 0 or 1."""
     found = binomtest(count, of).proportion_ci(confidence, method="wilson")
     return Interval(count / of, float(found.low), float(found.high))
 
 
-def equivalent(interval: Interval, margin: float) -> Answer:
+def equivalent(interval: Interval, margin: float) -> Verdict:
     """Tell whether a quantity is equivalent to zero.
 
     Yes if the interval lies within the margin (two one-sided tests), no if it excludes zero and the estimate is not
@@ -83,7 +84,7 @@ def equivalent(interval: Interval, margin: float) -> Answer:
     return False if excluded and abs(interval.estimate) >= margin else None
 
 
-def superior(interval: Interval, margin: float) -> Answer:
+def superior(interval: Interval, margin: float) -> Verdict:
     """Tell whether a quantity is a gain.
 
     Yes if it is significantly above zero and the estimate is not below the margin, no if a gain of the margin is ruled
@@ -94,17 +95,21 @@ def superior(interval: Interval, margin: float) -> Answer:
     return True if interval.low > 0 and interval.estimate >= margin else None
 
 
-def negation(answer: Answer) -> Answer:
+def negation(answer: Verdict) -> Verdict:
     """Return the opposite answer; what is open stays open."""
     return None if answer is None else not answer
 
 
-def every(answers: Iterable[Answer]) -> Answer:
-    """Kleene's conjunction: no if one is no, yes if all are yes."""
+def every(answers: Iterable[Verdict]) -> Verdict:
+    """Return Kleene's conjunction: no if one is no, yes if all are yes.
+
+    >>> every([True, None]), every([False, None]), every([True, True])
+    (None, False, True)
+    """
     found = list(answers)
     return False if False in found else None if None in found else True
 
 
-def some(answers: Iterable[Answer]) -> Answer:
-    """Kleene's disjunction: yes if one is yes, no if all are no."""
+def some(answers: Iterable[Verdict]) -> Verdict:
+    """Return Kleene's disjunction: yes if one is yes, no if all are no."""
     return negation(every(map(negation, answers)))

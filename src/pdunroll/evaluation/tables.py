@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -11,14 +12,14 @@ from pydantic import model_validator
 from pdunroll.errors import InputError
 from pdunroll.files import check, read_json, read_table
 from pdunroll.processes import command
-from pdunroll.training.run_key import KEY
+from pdunroll.training.run_key import RunKey
 from pdunroll.training.schema import Count, Model, Number, Positive, Share
 
 RESULTS = ("evaluation", "optima", "training")
 
 
-class Key(Model):
-    """The columns that name an operator: one that was trained, the untrained DCT of a norm, or none at all."""
+class Operator(Model):
+    """The columns of `RunKey` in a row, checked."""
 
     backprop: str
     primal_mask: str | None
@@ -38,14 +39,14 @@ class Key(Model):
         return self
 
 
-class EvaluationRow(Key):
+class EvaluationRow(Operator):
     """A row of evaluation.csv."""
 
     l_inference: Positive
     mse: Number
 
 
-class OptimaRow(Key):
+class OptimaRow(Operator):
     """A row of optima.csv."""
 
     optimum_mse: Number
@@ -53,7 +54,7 @@ class OptimaRow(Key):
     certified: Share
 
 
-class TrainingRow(Key):
+class TrainingRow(Operator):
     """A row of training.csv."""
 
     seconds: Number
@@ -71,7 +72,7 @@ class Origin(Model):
     test_frames: Positive
 
 
-ROWS: dict[str, type[Key]] = {"evaluation": EvaluationRow, "optima": OptimaRow, "training": TrainingRow}
+ROWS: dict[str, type[Operator]] = {"evaluation": EvaluationRow, "optima": OptimaRow, "training": TrainingRow}
 
 
 def read_results(folder: Path) -> dict[str, list[dict[str, Any]]]:
@@ -83,7 +84,7 @@ def read_results(folder: Path) -> dict[str, list[dict[str, Any]]]:
     tables = {}
     for part in RESULTS:
         path = folder / f"{part}.csv"
-        tables[part] = read_table(path, again, columns=KEY)
+        tables[part] = read_table(path, again, columns=RunKey._fields)
         try:
             check(list[ROWS[part]], tables[part])
             require_whole_tables(tables)
@@ -99,26 +100,26 @@ def read_provenance(folder: Path) -> dict[str, Any]:
 
 def require_whole_tables(tables: Mapping[str, list[dict[str, Any]]]) -> None:
     """Raise `ValueError` if rows are missing or double in the tables of results that are given, evaluation first."""
-    curves: dict[tuple, list[int]] = {}
+    curves: dict[RunKey, list[int]] = {}
     for row in tables["evaluation"]:
-        curves.setdefault(tuple(row[name] for name in KEY), []).append(row["l_inference"])
-    operators = [key for key in curves if key[0] != "none"]
-    trained = [key for key in operators if key[0] != "dct"]
+        curves.setdefault(RunKey.from_row(row), []).append(row["l_inference"])
+    operators = [key for key in curves if key.backprop != "none"]
+    trained = [key for key in operators if key.trained]
     grid = next(iter(curves.values()))
-    norms = {key[2] for key in operators}
+    norms = {key.step_norm for key in operators}
     if any(sorted(set(counts)) != sorted(counts) or set(counts) != set(grid) for counts in curves.values()):
         raise ValueError("rows of an operator are missing or double")
-    if not trained or {key[2] for key in operators if key[0] == "dct"} != norms or len(curves) != len(operators) + 1:
+    if (
+        not trained
+        or {key.step_norm for key in operators if not key.trained} != norms
+        or len(curves) != len(operators) + 1
+    ):
         raise ValueError("it lacks trained operators, the untrained ones or the quantized frames")
-    if not {key[3] for key in trained} <= set(grid):
+    if not {key.l_training for key in trained} <= set(grid):
         raise ValueError("a trained operator has no row for its own number of iterations")
     for part, wanted in (("optima", operators), ("training", trained)):
-        if part in tables and sorted(map(_key_text, tables[part])) != sorted(map(str, wanted)):
+        if part in tables and Counter(map(RunKey.from_row, tables[part])) != Counter(wanted):
             raise ValueError("its operators are not those of evaluation.csv")
-
-
-def _key_text(row: Mapping[str, Any]) -> str:
-    return str(tuple(row[name] for name in KEY))
 
 
 class Sentence(Model):

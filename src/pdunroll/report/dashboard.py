@@ -20,6 +20,8 @@ from pdunroll.errors import InputError
 from pdunroll.evaluation.tables import read_results
 from pdunroll.files import read_json, read_table, write_json
 from pdunroll.processes import command
+from pdunroll.report.gallery import figures_in
+from pdunroll.training.run_key import RunKey
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
-FIGURES = ("figures/regimes", "figures/interpretability", "theory/fidelity", "theory/decay", "theory/settling")
 
 
 class Contents(NamedTuple):
@@ -67,21 +68,25 @@ def publish(folder: Path, name: str, tracking: Tracking) -> None:
 
 
 def collect(folder: Path, name: str) -> Contents:
-    """What there is in outputs/<name>/; raises `InputError` naming the command where the evaluation is missing."""
+    """Return what there is in `folder`, outputs/<name>/.
+
+    Raises:
+        InputError: naming the command that makes what is missing or damaged.
+    """
     from pdunroll.evaluation.tables import Sentence
 
     found = read_results(folder)
     tables = {part: found[part] for part in ("evaluation", "training")}
     tables["evaluation"] = [
-        {"model": model(row), "log10_l_inference": math.log10(row["l_inference"]), **row}
+        {"model": RunKey.from_row(row).label, "log10_l_inference": math.log10(row["l_inference"]), **row}
         for row in tables["evaluation"]
     ]
-    tables["training"] = [{"model": model(row), **row} for row in tables["training"]]
+    tables["training"] = [{"model": RunKey.from_row(row).label, **row} for row in tables["training"]]
     for part in ("verdicts", "quality_summary"):
         if (folder / f"{part}.csv").is_file():
             again = command(part.split("_")[0], name)
             tables[part] = read_table(folder / f"{part}.csv", again, columns=("primal_mask", "step_norm"))
-    figures = {stem: folder / f"{stem}.png" for stem in FIGURES if (folder / f"{stem}.png").is_file()}
+    figures = {drawing.stem: path for drawing, path in figures_in(folder, ".png").items()}
     index = folder / "audio" / "index.json"
     sentences = []
     for entry in read_json(index, kind=list[Sentence]) if index.is_file() else []:
@@ -91,14 +96,6 @@ def collect(folder: Path, name: str) -> Contents:
         if not path.is_file():
             raise InputError(f"{path} is missing; make it again with `{command('quality', name)}`")
     return Contents(tables, figures, sentences)
-
-
-def model(row: Row) -> str:
-    """Such as "truncated30 released frobenius L=100 seed 0", or "dct frobenius"."""
-    if row["l_training"] is None:
-        return " ".join(filter(None, (row["backprop"], row["step_norm"])))
-    settings = f"{row['primal_mask']} {row['step_norm']}"
-    return f"{row['backprop']}{row['b'] or ''} {settings} L={row['l_training']} seed {row['seed']}"
 
 
 def record(folder: Path, name: str, tracking: Tracking, contents: Contents) -> None:
@@ -130,7 +127,7 @@ def record(folder: Path, name: str, tracking: Tracking, contents: Contents) -> N
 
 
 def libraries() -> tuple[ModuleType, ModuleType]:
-    """`wandb_workspaces.workspaces` and `.reports.v2`, without what they say of their own use of pydantic."""
+    """Import `wandb_workspaces.workspaces` and `.reports.v2` without their warnings about pydantic."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import wandb_workspaces.reports.v2 as reports
@@ -139,7 +136,7 @@ def libraries() -> tuple[ModuleType, ModuleType]:
 
 
 def panels(contents: Contents) -> dict[str, list[Any]]:
-    """The panels under their headings: of the trainings' runs, then of the evaluation run."""
+    """Return the panels under their headings: of the trainings' runs, then of the evaluation run."""
     _, wr = libraries()
     depth, best = wr.Config("network.iterations"), wr.SummaryMetric("best_validation_mse")
 
@@ -187,8 +184,8 @@ GROUPS = (
 )  # curves of one line are the seeds
 
 
-def workspace_of(name: str, project: str, contents: Contents, entity: str) -> Any:
-    """The workspace: all panels, the runs grouped by mode, mask and L."""
+def workspace_of(name: str, project: str, contents: Contents, entity: str | None) -> Any:
+    """Return the workspace: all panels, with the runs grouped by mode, mask, norm and L."""
     ws, _ = libraries()
     return ws.Workspace(
         entity=entity,
@@ -211,6 +208,7 @@ def save(name: str, tracking: Tracking, contents: Contents, known: Row) -> Row:
     """Save the workspace in the place of the one that was saved before; return where it is."""
     import requests
     import wandb
+    from wandb.errors import Error
 
     try:
         entity = tracking.entity or wandb.Api().default_entity
@@ -219,7 +217,7 @@ def save(name: str, tracking: Tracking, contents: Contents, known: Row) -> Row:
         if known.get("place") == place:
             workspace._internal_id, workspace._internal_name = known["workspace"]["id"], known["workspace"]["name"]
         workspace.save()
-    except (wandb.errors.Error, requests.RequestException, ValueError) as error:
+    except (Error, requests.RequestException, ValueError) as error:
         raise InputError(f"Weights & Biases did not take the dashboard ({' '.join(str(error).split())})") from None
     own = {"id": workspace._internal_id, "name": workspace._internal_name, "url": workspace.url}
     return {"place": place, "workspace": own}

@@ -23,8 +23,11 @@ def set_style() -> None:
 def save(figure: Figure, stem: Path, origin: str) -> None:
     """Write a figure as stem.png and stem.svg, with its origin as a footnote."""
     import matplotlib.pyplot as plt
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure.get_layout_engine().set(rect=(0, 0.04, 1, 0.96))  # room for it; the legends keep clear by borderaxespad
+    layout = figure.get_layout_engine()
+    if isinstance(layout, ConstrainedLayoutEngine):
+        layout.set(rect=(0, 0.04, 1, 0.96))  # room for the footnote; the legends keep clear by borderaxespad
     figure.text(0.5, 0.006, origin, fontsize=6, color="0.4", ha="center")
     for kind, metadata in (("png", None), ("svg", {"Date": None})):
         with atomic(stem.with_suffix(f".{kind}")) as temporary:
@@ -33,7 +36,7 @@ def save(figure: Figure, stem: Path, origin: str) -> None:
 
 
 def diverging(values: NDArray) -> NDArray:
-    """A matrix as a picture (m, n, 4), uint8: blue below 0, white at 0, red above, full at the largest modulus."""
+    """Return a matrix as a picture (m, n, 4), uint8: from blue (negative) to red, full at the largest modulus."""
     import matplotlib
     import numpy as np
 

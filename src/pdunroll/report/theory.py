@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pdunroll.files import read_table
 from pdunroll.processes import command
+from pdunroll.report import registry
 from pdunroll.report.style import save, set_style
 from pdunroll.training.run_key import MASK_TITLES
 
@@ -21,21 +22,19 @@ MASK_COLOURS = {"active_set": DARK, "released": LIGHT}
 
 
 def draw(folder: Path, origin: str) -> None:
-    """Write fidelity, decay and settling as .png and .svg beside the tables in `folder`."""
+    """Draw the figures of the theory as .png and .svg beside the tables in `folder`, outputs/<name>/theory/."""
     set_style()
-    tables = {
-        name: read_table(folder / f"{name}.csv", command("theory"))
-        for name in ("fidelity", "decay", "settling", "fits")
-    }
+    drawings = registry.drawn_by("theory")
+    names = dict.fromkeys(name for drawing in drawings for name in drawing.tables)
+    tables = {name: read_table(folder / f"{name}.csv", command("theory")) for name in names}
     for row in (row for rows in tables.values() for row in rows):  # a row of panels for each
         row["operator"] = f"{row['operator']}, {row['step_norm']}" if row["operator"] == "dct" else row["operator"]
-    save(fidelity(tables["fidelity"]), folder / "fidelity", origin)
-    save(decay(tables["decay"], tables["fits"]), folder / "decay", origin)
-    save(settling(tables["settling"]), folder / "settling", origin)
+    for drawing in drawings:
+        save(drawing.draw(*(tables[name] for name in drawing.tables)), folder / Path(drawing.stem).name, origin)
 
 
 def panels(rows: list[Row], columns: int, **options: Any) -> tuple[Figure, Any, list[str]]:
-    """A figure with one row of axes for each operator of a table, and the operators' names."""
+    """Return a figure with one row of axes for each operator of a table, and the operators' names."""
     import matplotlib.pyplot as plt
 
     names = list(dict.fromkeys(row["operator"] for row in rows))
@@ -44,8 +43,9 @@ def panels(rows: list[Row], columns: int, **options: Any) -> tuple[Figure, Any, 
     return figure, axes, names
 
 
+@registry.figure("theory/fidelity", "How close gradients come to their exact limit", tables=("fidelity",))
 def fidelity(rows: list[Row]) -> Figure:
-    """Cosine to the exact limit gradient: Full over L, Truncated over b; and of Truncated to Full."""
+    """Draw the cosine to the exact limit gradient: Full over L, Truncated over b; and of Truncated to Full."""
     depths = sorted({row["l"] for row in rows if row["backprop"] == "truncated"})
     figure, axes, names = panels(rows, 3, sharey=True)
     for line, name in zip(axes, names, strict=True):
@@ -74,8 +74,9 @@ def fidelity(rows: list[Row]) -> Figure:
     return figure
 
 
+@registry.figure("theory/decay", "The backward recursion, counted backwards", tables=("decay", "fits"))
 def decay(rows: list[Row], fits: list[Row]) -> Figure:
-    """Norms in the backward recursion, counted backwards, for each mask (columns) and operator (rows)."""
+    """Draw the norms in the backward recursion, counted backwards, for each mask (columns) and operator (rows)."""
     look = {
         "delta_primal": (DARK, "-", r"$\|\delta_P\|$"),
         "delta_dual": (DARK, "--", r"$\|\delta_D\|$"),
@@ -111,8 +112,9 @@ def decay(rows: list[Row], fits: list[Row]) -> Figure:
     return figure
 
 
+@registry.figure("theory/settling", "Iterations until the masks of a frame change no more", tables=("settling",))
 def settling(rows: list[Row]) -> Figure:
-    """Share of frames whose masks have settled, over the number of iterations."""
+    """Draw the share of frames whose masks have settled, over the number of iterations."""
     import matplotlib.pyplot as plt
 
     figure, ax = plt.subplots(figsize=(6.4, 3.9), layout="constrained")

@@ -29,7 +29,7 @@ from pdunroll.processes import command
 from pdunroll.speech.frames import read_manifest
 from pdunroll.speech.quantizer import radius
 from pdunroll.training.code_digest import PACKAGE, WITHOUT, source_digest
-from pdunroll.training.run_key import run_key, table_order
+from pdunroll.training.run_key import RunKey
 from pdunroll.training.schema import Record
 
 log = logging.getLogger(__name__)
@@ -186,9 +186,9 @@ class Run(NamedTuple):
         return self.record["results"]
 
     @property
-    def key(self) -> dict[str, Any]:
-        """The columns that name it in tables."""
-        return run_key(self.record)
+    def key(self) -> RunKey:
+        """What names it in tables."""
+        return RunKey.from_record(self.record)
 
     @property
     def iterations(self) -> int:
@@ -256,7 +256,7 @@ def finished_runs(folder: Path, data: str, name: str, given: Mapping[str, Any] |
             "%d of %d trainings in %s were made by other code of pdunroll, %s the first; "
             "`%s retrain=true` trains them again", len(older), len(found), folder, older[0], again,
         )  # fmt: skip
-    return sorted(found, key=lambda run: table_order(run.key))
+    return sorted(found, key=lambda run: run.key.order)
 
 
 def _contradiction(settings: dict[str, Any], given: Mapping[str, Any]) -> str | None:

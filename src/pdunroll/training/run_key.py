@@ -1,39 +1,152 @@
-"""What names a training or another operator in tables, folders and figures."""
+"""What names a training, or another operator, in tables, folders and figures."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple, Self
 
-# The columns of a table that name an operator, and the values of two of them in words.
-KEY = ("backprop", "primal_mask", "step_norm", "l_training", "seed", "b")
 MASK_TITLES = {"active_set": "active-set mask (the paper's formula)", "released": "released mask (the authors' code)"}
 NORM_TITLES = {"frobenius": "Frobenius step sizes (as published)", "spectral": "spectral step sizes (largest allowed)"}
 
 
-def run_name(row: Mapping[str, Any]) -> str:
-    """Return the name of an operator's files: a training's folder, "dct-" and the norm of the step sizes, or "none"."""
-    if row["l_training"] is None:
-        return "-".join(filter(None, (row["backprop"], row["step_norm"])))
-    return (
-        f"{row['backprop']}{row['b'] or ''}-{row['primal_mask']}-{row['step_norm']}"
-        f"-L{row['l_training']}-seed{row['seed']}"
-    )
+class Setting(NamedTuple):
+    """The primal mask and the norm of the step sizes: figures have a panel, and verdicts a column, for each setting."""
+
+    primal_mask: str
+    step_norm: str
+
+    @property
+    def titles(self) -> tuple[str, str]:
+        """The mask and the norm in words.
+
+        >>> Setting("released", "spectral").titles
+        ("released mask (the authors' code)", 'spectral step sizes (largest allowed)')
+        """
+        return MASK_TITLES.get(self.primal_mask, self.primal_mask), NORM_TITLES.get(self.step_norm, self.step_norm)
+
+    @property
+    def order(self) -> tuple[str, str]:
+        """The sort key: the published norm and the paper's formula come first."""
+        return self.step_norm, self.primal_mask
 
 
-def run_key(record: dict[str, Any]) -> dict[str, Any]:
-    """The columns that name a training in the tables."""
-    own = record["settings"]
-    return {
-        "backprop": own["backprop"]["name"],
-        "primal_mask": own["backprop"]["primal_mask"],
-        "step_norm": own["network"]["step_norm"],
-        "l_training": own["network"]["iterations"],
-        "seed": own["seed"],
-        "b": own["backprop"].get("iterations"),
-    }
+class Mode(NamedTuple):
+    """A mode of backpropagation, with b if it has one."""
+
+    backprop: str
+    b: int | None
+
+    @property
+    def label(self) -> str:
+        """The mode in words, such as "truncated (b = 30)"."""
+        return self.backprop if self.b is None else f"{self.backprop} (b = {self.b})"
+
+    @property
+    def order(self) -> tuple[str, int]:
+        """The sort key."""
+        return self.backprop, self.b or 0
 
 
-def table_order(key: dict[str, Any]) -> tuple:
-    """Rows by norm, mask, mode, b, L and seed."""
-    return key["step_norm"], key["primal_mask"], key["backprop"], key["b"] or 0, key["l_training"], key["seed"]
+class RunKey(NamedTuple):
+    """The columns that name an operator: a training, the untrained DCT of a norm, or none (the quantized frames).
+
+    Attributes:
+        backprop: the mode of a training, "dct" or "none".
+        primal_mask: the mask of a training.
+        step_norm: the norm of the step sizes, of a training or of the DCT.
+        l_training: L of a training.
+        seed: the seed of a training.
+        b: b of a training, if its mode has one.
+
+    >>> key = RunKey("truncated", "released", "frobenius", 100, 0, 30)
+    >>> key.name
+    'truncated30-released-frobenius-L100-seed0'
+    >>> key.label
+    'truncated30 released frobenius L=100 seed 0'
+    >>> RunKey("dct", step_norm="spectral").name
+    'dct-spectral'
+    """
+
+    backprop: str
+    primal_mask: str | None = None
+    step_norm: str | None = None
+    l_training: int | None = None
+    seed: int | None = None
+    b: int | None = None
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Self:
+        """Return the key of a table's row, which may have other columns, too."""
+        return cls(*(row[column] for column in cls._fields))
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Self:
+        """Return the key of a training from its run.json."""
+        own = record["settings"]
+        backprop, network = own["backprop"], own["network"]
+        return cls(
+            backprop["name"], backprop["primal_mask"], network["step_norm"], network["iterations"], own["seed"],
+            backprop.get("iterations"),
+        )  # fmt: skip
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """The columns of a table that name the operator, with their values."""
+        return self._asdict()
+
+    @property
+    def trained(self) -> bool:
+        """Whether the operator was trained."""
+        return self.backprop not in ("none", "dct")
+
+    @property
+    def setting(self) -> Setting:
+        """The setting of a training.
+
+        Raises:
+            ValueError: if the operator was not trained.
+        """
+        if self.primal_mask is None or self.step_norm is None:
+            raise ValueError(f"{self.backprop} has no primal mask")
+        return Setting(self.primal_mask, self.step_norm)
+
+    @property
+    def mode(self) -> Mode:
+        """The mode of a training, with its b."""
+        return Mode(self.backprop, self.b)
+
+    @property
+    def name(self) -> str:
+        """The name of the operator's files: a training's folder, "dct-" and the norm of the step sizes, or "none"."""
+        return "-".join(self._words("L", "seed"))
+
+    @property
+    def label(self) -> str:
+        """The operator in words, such as "truncated30 released frobenius L=100 seed 0" or "dct frobenius"."""
+        return " ".join(self._words("L=", "seed "))
+
+    @property
+    def order(self) -> tuple[Any, ...]:
+        """The sort key of the trainings in a table: norm, mask, mode, b, L, seed."""
+        return *self.setting.order, *self.mode.order, self.l_training, self.seed
+
+    def _words(self, depth: str, seed: str) -> Iterable[str]:
+        if self.l_training is None:
+            return filter(None, (self.backprop, self.step_norm))
+        return (f"{self.backprop}{self.b or ''}", *self.setting, f"{depth}{self.l_training}", f"{seed}{self.seed}")
+
+
+def settings_in(rows: Iterable[Mapping[str, Any]]) -> list[Setting]:
+    """Return the settings of the trainings in a table, in their order."""
+    keys = {RunKey.from_row(row) for row in rows}
+    return sorted({key.setting for key in keys if key.trained}, key=lambda setting: setting.order)
+
+
+def by_operator(rows: Iterable[Mapping[str, Any]], column: str) -> dict[RunKey, Any]:
+    """Return the values of a column of a table that has one row for each operator, such as optima.csv."""
+    return {RunKey.from_row(row): row[column] for row in rows}
+
+
+def after_training_iterations(evaluation: Iterable[Mapping[str, Any]]) -> dict[RunKey, float]:
+    """Return each training's test MSE after as many iterations as it was trained with, from rows of evaluation.csv."""
+    return by_operator((row for row in evaluation if row["l_inference"] == row["l_training"]), "mse")

@@ -1,0 +1,149 @@
+"""What claims are judged on, read from the tables and the stored errors of an experiment."""
+
+from __future__ import annotations
+
+import logging
+import zipfile
+import zlib
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pdunroll.claims.registry import Case, Curves, Key, Row, Thresholds, Values
+from pdunroll.errors import InputError
+from pdunroll.evaluation.statistics import means, weights
+from pdunroll.processes import command
+from pdunroll.training.run_key import RunKey, Setting, by_operator
+
+log = logging.getLogger(__name__)
+
+
+def read_case(
+    folder: Path, setting: Setting, about: tuple[str, ...], tables: dict[str, list[Row]],
+    theory: dict[str, list[Row]], memory: list[Row], thresholds: Thresholds, resamples: int, seed: int,
+) -> Case | None:  # fmt: skip
+    """Return what claims about some modes are judged on with one setting.
+
+    Args:
+        folder: outputs/<name>/.
+        setting: the primal mask and the norm of the step sizes.
+        about: the modes.
+        tables: the tables of results by their names.
+        theory: the tables of the theory by their names.
+        memory: the rows of benchmark/memory.csv.
+        thresholds: what decides.
+        resamples: how many are drawn.
+        seed: of the resamples, which are the same for each setting.
+
+    Returns:
+        The case; None if none of the modes was trained with the setting.
+    """
+    training = [row for row in tables["training"] if (row["primal_mask"], row["step_norm"]) == setting]
+    trainings, b = comparable(training, about)
+    if not trainings:
+        return None
+    measured = {
+        name: [row for row in rows if (row.get("primal_mask", setting.primal_mask), row["step_norm"]) == setting]
+        for name, rows in theory.items()
+    }
+    curves = read_curves(folder, setting, trainings, tables, resamples, np.random.default_rng(seed))
+    return Case(setting, curves, training, b.get("truncated"), measured, memory, thresholds)
+
+
+def comparable(training: list[Row], modes: tuple[str, ...]) -> tuple[dict[Key, dict[int, Row]], dict[str, int | None]]:
+    """Choose the trainings of one setting that are compared: all with the same seeds, each mode with one b.
+
+    Of several b the one with the most trainings is taken. Seeds that only some of the trainings have are left out, and
+    then trainings without the seeds that are left.
+
+    Args:
+        training: the rows of training.csv with the setting.
+        modes: the modes of backpropagation.
+
+    Returns:
+        seed -> row for each mode and L; b of each mode that was trained.
+    """
+    b = {}
+    for mode in modes:
+        if counts := Counter(row["b"] for row in training if row["backprop"] == mode):
+            b[mode] = max(counts, key=lambda value: (counts[value], value or 0))
+    trainings: dict[Key, dict[int, Row]] = {}
+    for row in training:
+        if row["backprop"] in b and row["b"] == b[row["backprop"]]:
+            trainings.setdefault((row["backprop"], row["l_training"]), {})[row["seed"]] = row
+    having = {
+        seed: {key for key, own in trainings.items() if seed in own}
+        for seed in sorted({s for own in trainings.values() for s in own})
+    }
+    most = max(having.values(), key=len, default=set())
+    seeds = [seed for seed, keys in having.items() if keys >= most]
+    for key, own in trainings.items():
+        if left := (sorted(set(own) - set(seeds)) if key in most else sorted(own)):
+            log.warning("%s L = %d: seed %s is left out: not all trainings have it", *key, ", ".join(map(str, left)))
+    return {key: {seed: trainings[key][seed] for seed in seeds} for key in sorted(most)}, b
+
+
+def read_curves(
+    folder: Path, setting: Setting, trainings: dict[Key, dict[int, Row]], tables: dict[str, list[Row]],
+    resamples: int, rng: np.random.Generator,
+) -> Curves:  # fmt: skip
+    """Return the mean errors of some trainings in the sample and in each resample of its frames and seeds."""
+    seeds = list(next(iter(trainings.values())))
+    keys = {key: [RunKey.from_row(row) for row in own.values()] for key, own in trainings.items()}
+    compared = {run for runs in keys.values() for run in runs}
+    dct = RunKey("dct", step_norm=setting.step_norm)
+    first = read_errors(folder, dct.name)
+    of_seeds = weights(len(seeds), resamples, rng)
+    of_frames = weights(len(first["frames"]), resamples, rng)
+    last = by_operator(tables["evaluation"], "mse")  # ascending in l_inference: the last stays
+
+    def drawn(runs: list[RunKey]) -> Values:
+        """Return the errors along the grid and at the optimum, (len(grid) + 1, 1 + resamples)."""
+        stored = []
+        for run in runs:
+            found = read_errors(folder, run.name)
+            same = all(np.array_equal(found[part], first[part]) for part in ("grid", "frames"))
+            mean = found["errors"][-1].mean(dtype=np.float64)
+            if not (same and np.isclose(mean, last.get(run, np.nan), rtol=1e-5)):
+                raise InputError(
+                    f"{folder}/errors/{run.name}.npz does not belong to {folder}/evaluation.csv; run "
+                    f"`{command('evaluate', folder.name)}` again"
+                )
+            stored.append(np.vstack([found["errors"], found["optimum_errors"]]))
+        return means(np.stack(stored), of_seeds, of_frames)
+
+    def validation(table: str, column: str) -> dict[Key, float]:
+        values = by_operator(tables[table], column)
+        return {key: float(np.mean([values[run] for run in runs])) for key, runs in keys.items()}
+
+    errors = {key: drawn(runs) for key, runs in keys.items()}
+    untrained = drawn([dct] * len(seeds))
+    return Curves(
+        grid=first["grid"].tolist(),
+        mse={key: own[:-1] for key, own in errors.items()},
+        dct=untrained[:-1],
+        optimum={key: own[-1] for key, own in errors.items()},
+        dct_optimum=untrained[-1],
+        certified=min(share for run, share in by_operator(tables["optima"], "certified").items() if run in compared),
+        validation={
+            "classical": validation("training", "validation_mse"),
+            "optimality": validation("optima", "validation_optimum_mse"),
+        },
+        untrained=[key for key, own in trainings.items() if all(row["best_step"] == 0 for row in own.values())],
+        basis=f"{len(first['frames']):,} test frames, seed {', '.join(map(str, seeds))}"
+        + (" only" if len(seeds) == 1 else ""),
+    )
+
+
+def read_errors(folder: Path, name: str) -> dict[str, NDArray]:
+    """Return the arrays that `evaluate` stored of one operator."""
+    path, again = folder / "errors" / f"{name}.npz", command("evaluate", folder.name)
+    if not path.is_file():
+        raise InputError(f"{path} is missing; make it with `{again}`")
+    try:
+        with path.open("rb") as file, np.load(file) as stored:
+            return {part: stored[part] for part in ("errors", "optimum_errors", "grid", "frames")}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"{path} cannot be read ({error}); make it again with `{again}`") from None
