@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pdunroll.core.gradients import unroll as unroll
     from pdunroll.core.halpern import RestartedHalpern as RestartedHalpern
     from pdunroll.core.implicit import Implicit as Implicit
+    from pdunroll.core.problem import Box as Box
     from pdunroll.core.problem import dct_operator as dct_operator
     from pdunroll.core.solve import solve as solve
     from pdunroll.errors import InputError as InputError
@@ -30,7 +31,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "core.gradients": ["Backprop", "Full", "Truncated", "unroll"],
         "core.halpern": ["RestartedHalpern"],
         "core.implicit": ["Implicit"],
-        "core.problem": ["dct_operator"],
+        "core.problem": ["Box", "dct_operator"],
         "core.solve": ["solve"],
         "errors": ["InputError"],
         "speech.quantizer": ["quantize"],

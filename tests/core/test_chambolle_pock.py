@@ -15,7 +15,7 @@ import oracles
 import pdunroll
 from oracles import ETA, NORMS, SHAPES, problem
 from pdunroll.core.chambolle_pock import SAFE_NORMS, STEP_NORMS, chambolle_pock, frobenius_norm, spectral_norm
-from pdunroll.core.problem import Dequantization, active_set, dct_operator, dual_mask, released
+from pdunroll.core.problem import Box, Dequantization, active_set, dct_operator, dual_mask, released
 from pdunroll.training.network import UnrolledNetwork
 
 
@@ -199,11 +199,11 @@ def test_jacobians_include_their_borders(dtype):
     assert dual_mask(z).tolist() == [[False, True, True, True, False]]
     x = torch.full((1, 5), 0.5, dtype=dtype)
     z = torch.tensor([[0.25, 0.75, 0.5, 0.25 - least, 0.75 + least]], dtype=dtype)
-    assert active_set(0.25).of(z, x).tolist() == [[True, True, True, False, False]]
+    assert active_set(Box.around(x, 0.25)).of(z).tolist() == [[True, True, True, False, False]]
     z = torch.tensor([[0.0, 2.0, 1.0, -least, 2.0 + 2 * least]], dtype=dtype)
-    assert released(0.25).of(z, x).tolist() == [[True, True, True, False, False]]
+    assert released(Box.around(x, 0.25)).of(z).tolist() == [[True, True, True, False, False]]
     z = torch.tensor([[0.1, -0.1]], dtype=dtype)  # which float32 rounds, as it does the bound
-    assert active_set(0.1).of(z, torch.zeros_like(z)).tolist() == [[True, True]]
+    assert active_set(Box.around(torch.zeros_like(z), 0.1)).of(z).tolist() == [[True, True]]
 
 
 @pytest.mark.parametrize("radius", [0, -0.1, math.nan, math.inf, "wide"])

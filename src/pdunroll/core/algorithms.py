@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pdunroll.core.chambolle_pock import Iterate
 from pdunroll.core.engine import Engine
+from pdunroll.core.problem import Box
 
 
 class Point(NamedTuple):
@@ -39,15 +40,15 @@ class Algorithm(ABC):
     polished: bool = True
 
     @abstractmethod
-    def init_state(self, engine: Engine, operator: Tensor, observation: Tensor, start: Point | None) -> Any:
+    def init_state(self, engine: Engine, operator: Tensor, observation: Box, start: Point | None) -> Any:
         """Return the state before the first iteration.
 
         Args:
             engine: computes products and iterations for this operator; `engine.algorithm` holds the problem and the
                 step sizes sigma and tau, with sigma tau ||K||_2^2 < 1.
             operator: K, (m, n).
-            observation: x, (B, n).
-            start: where to start; None means y = x and psi = 0.
+            observation: the box of each frame; `observation[keep]` is that of some frames.
+            start: where to start; None means y = observation.start and psi = 0.
         """
 
     @abstractmethod
@@ -68,7 +69,7 @@ class ChambollePockState(NamedTuple):
 
     engine: Engine
     operator: Tensor  # K  (m, n)
-    observation: Tensor  # x  (B, n)
+    observation: Box  # (B, n)
     iterate: Iterate
 
 
@@ -84,9 +85,7 @@ class PlainChambollePock(Algorithm):
         True
     """
 
-    def init_state(
-        self, engine: Engine, operator: Tensor, observation: Tensor, start: Point | None
-    ) -> ChambollePockState:
+    def init_state(self, engine: Engine, operator: Tensor, observation: Box, start: Point | None) -> ChambollePockState:
         """Return the state at `start`, with ybar = y."""
         if start is None:
             iterate = engine.algorithm.start(operator, observation)

@@ -17,7 +17,7 @@ from scipy.linalg import blas, eigh
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
-from pdunroll.core.problem import Dequantization, Masks, PrimalMask, dual_mask
+from pdunroll.core.problem import Dequantization, MaskOf, Masks, Observation, dual_mask
 from pdunroll.errors import InputError, require_choice, require_positive
 
 
@@ -64,13 +64,16 @@ class ChambollePock:
     tau: float
     theta: float
 
-    @staticmethod
-    def start(K: Tensor, x: Tensor) -> Iterate:
-        """Return the start of Algorithm 1, psi^0 = 0 and y^0 = ybar^0 = x, for K (m, n) and x (B, n)."""
-        dual = x.new_zeros(len(x), len(K))
-        return Iterate(dual, dual, x, x, x)
+    def start(self, K: Tensor, x: Observation) -> Iterate:
+        """Return the start of Algorithm 1, psi^0 = 0 and y^0 = ybar^0 = x, for K (m, n) and x (B, n).
 
-    def step(self, K: Tensor, x: Tensor, s: Iterate) -> Iterate:
+        Of a box it is the point `start`: the observation, projected to the box.
+        """
+        primal = self.problem.box(x).start
+        dual = primal.new_zeros(len(primal), len(K))
+        return Iterate(dual, dual, primal, primal, primal)
+
+    def step(self, K: Tensor, x: Observation, s: Iterate) -> Iterate:
         """Return the iterate after `s`: one iteration of Algorithm 1."""
         z_dual = s.dual + self.sigma * s.extrapolated @ K.T  # psi + sigma K ybar
         dual = self.problem.prox_dual(z_dual)
@@ -78,17 +81,16 @@ class ChambollePock:
         primal = self.problem.prox_primal(z_primal, self.problem.box(x))
         return Iterate(z_dual, dual, z_primal, primal, primal + self.theta * (primal - s.primal))
 
-    def iterates(self, K: Tensor, x: Tensor, s: Iterate | None = None) -> Iterator[Iterate]:
+    def iterates(self, K: Tensor, x: Observation, s: Iterate | None = None) -> Iterator[Iterate]:
         """Yield the iterates l = 1, 2, ... without end, or those that follow `s`."""
         s = self.start(K, x) if s is None else s
         while True:
             s = self.step(K, x, s)
             yield s
 
-    @staticmethod
-    def masks(s: Iterate, x: Tensor, mask: PrimalMask) -> Masks:
+    def masks(self, s: Iterate, x: Observation, mask: MaskOf) -> Masks:
         """Return the Jacobians' diagonals at an iterate, with this one of the primal prox."""
-        return Masks(dual_mask(s.z_dual), mask.of(s.z_primal, x))
+        return Masks(dual_mask(s.z_dual), mask(self.problem.box(x)).of(s.z_primal))
 
     @staticmethod
     def adjoint_start(K: Tensor, grad: Tensor) -> Adjoint:
@@ -106,7 +108,7 @@ class ChambollePock:
 def chambolle_pock(
     operator: Tensor,
     *,
-    radius: float,
+    radius: float | None = None,
     step_ratio: float = 10.0,
     extrapolation: float = 1.0,
     step_norm: str = "frobenius",
@@ -117,7 +119,7 @@ def chambolle_pock(
 
     Args:
         operator: K, (m, n), float32 or float64.
-        radius: half a quantization step, > 0.
+        radius: half a quantization step, > 0; None if the observations are boxes.
         step_ratio: sigma = step_ratio * 0.99 / ||K|| and tau = 0.99 / (step_ratio * ||K||); > 0.
         extrapolation: theta in [0, 1].
         step_norm: the norm ||K||, "frobenius" or "spectral" (see `STEP_NORMS`).

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from pdunroll.core.chambolle_pock import ChambollePock
-from pdunroll.core.problem import Masks
+from pdunroll.core.problem import Masks, Observation
 
 
 class Vertex(NamedTuple):
@@ -46,14 +46,14 @@ class Vertex(NamedTuple):
 
 
 def vertex(
-    algorithm: ChambollePock, operator: Tensor, observation: Tensor, free: Masks, primal: Tensor, dual: Tensor
+    algorithm: ChambollePock, operator: Tensor, observation: Observation, free: Masks, primal: Tensor, dual: Tensor
 ) -> Vertex | None:
     """Return the vertex of one frame's masks if it exists and is the optimum, strictly inside its masks.
 
     Args:
         algorithm: Chambolle-Pock with the problem and its step sizes.
         operator: K, (m, n), in float64 as all others.
-        observation: x, (n,).
+        observation: x, (n,), or a box of one frame.
         free: which entries of psi (m,) and y (n,) are free, as booleans.
         primal: y of the current iterate, (n,), which gives the values of the fixed entries.
         dual: psi of the current iterate, (m,), likewise.
@@ -68,11 +68,12 @@ def vertex(
     primal[columns] = -right.T @ ((left.T @ (operator[rows] @ primal)) / values)
     dual[rows] = -left @ ((right @ (operator[:, columns].T @ dual)) / values)
     fixed_dual, fixed_primal = ~free.dual, ~free.primal
-    radius = algorithm.problem.radius
-    towards_border = -(dual @ operator * (primal - observation).sign())[fixed_primal]  # what K^T psi does to fixed y
+    box = algorithm.problem.box(observation)
+    offset = primal - box.centre
+    towards_border = -(dual @ operator * offset.sign())[fixed_primal]  # what K^T psi does to fixed y
     slack_dual = torch.cat([1.0 - dual[rows].abs(), towards_border])
     same_sign = (operator @ primal * dual.sign())[fixed_dual]  # of K y and fixed psi
-    slack_primal = torch.cat([radius - (primal - observation)[columns].abs(), same_sign])
+    slack_primal = torch.cat([(box.radius - offset.abs())[columns], same_sign])
     if slack_dual.min() <= 0.0 or slack_primal.min() <= 0.0:
         return None
     reach_dual = torch.cat([left, operator[rows][:, fixed_primal].T @ left]).abs()

@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from pdunroll.core.chambolle_pock import Adjoint, ChambollePock, Iterate, Masks
-from pdunroll.core.problem import PrimalMask
+from pdunroll.core.problem import Box, MaskOf, Observation
 from pdunroll.errors import InputError
 
 SEGMENT = 50  # iterations in one CUDA graph of a loop whose length varies
@@ -49,7 +49,7 @@ class Tape(NamedTuple):
 
 
 class Engine:
-    """Runs blocks of iterations of one algorithm; operator K (m, n), frames x (B, n)."""
+    """Runs blocks of iterations of one algorithm; operator K (m, n), frames x (B, n) or their box."""
 
     name = "torch"
 
@@ -60,27 +60,30 @@ class Engine:
         """Return loop(algorithm, fixed, *tensors)."""
         return loop(self.algorithm, fixed, *tensors)
 
-    def iterate(self, K: Tensor, x: Tensor, count: int, start: Iterate | None = None) -> Iterate:
+    def iterate(self, K: Tensor, x: Observation, count: int, start: Iterate | None = None) -> Iterate:
         """Return the iterate `count` iterations after `start`, by default after y^0 = x, psi^0 = 0."""
         iterate = self.algorithm.start(K, x) if start is None else start
+        box = self.algorithm.problem.box(x).tensors()
         for part in _segments(count):
-            iterate = Iterate(*self._call(_iterate, part, K, x, *iterate))
+            iterate = Iterate(*self._call(_iterate, part, K, *box, *iterate))
         return iterate
 
-    def record(self, K: Tensor, x: Tensor, count: int, mask: PrimalMask, start: Iterate) -> tuple[Tape, Iterate]:
+    def record(self, K: Tensor, x: Observation, count: int, mask: MaskOf, start: Iterate) -> tuple[Tape, Iterate]:
         """Run `count` iterations; return what Algorithm 2 needs of them, with this primal mask, and the last one."""
-        (B, n), m = x.shape, len(K)
+        (B, n), m = start.primal.shape, len(K)
         tape = Tape(
             memory((count, B, m), K),
             memory((count, B, n), K),
             Masks(memory((count, B, m), K, torch.bool), memory((count, B, n), K, torch.bool)),
         )
-        return tape, self._record(K, x, mask, start, tape)
+        return tape, self._record(K, self.algorithm.problem.box(x), mask, start, tape)
 
-    def _record(self, K: Tensor, x: Tensor, mask: PrimalMask, start: Iterate, tape: Tape) -> Iterate:
-        first = 0
+    def _record(self, K: Tensor, box: Box, mask: MaskOf, start: Iterate, tape: Tape) -> Iterate:
+        first, tensors = 0, box.tensors()
         for part in _segments(len(tape.dual)):
-            dual, extrapolated, *masks, z_dual, z_primal, primal, last = self._call(_record, (part, mask), K, x, *start)
+            dual, extrapolated, *masks, z_dual, z_primal, primal, last = self._call(
+                _record, (part, mask), K, *tensors, *start
+            )
             block = slice(first, first + part)
             tape.dual[block], tape.extrapolated[block] = dual, extrapolated
             tape.masks.dual[block], tape.masks.primal[block] = masks
@@ -121,21 +124,19 @@ class Engine:
 # The pure loops. All that changes between two calls is in the tensors, so that a CUDA graph can stand for a call.
 
 
-def _iterate(algorithm: ChambollePock, count: int, K: Tensor, x: Tensor, *start: Tensor) -> Iterate:
-    iterate = Iterate(*start)
+def _iterate(algorithm: ChambollePock, count: int, K: Tensor, *tensors: Tensor) -> Iterate:
+    box, iterate = Box(*tensors[:3]), Iterate(*tensors[3:])
     for _ in range(count):
-        iterate = algorithm.step(K, x, iterate)
+        iterate = algorithm.step(K, box, iterate)
     return iterate
 
 
-def _record(
-    algorithm: ChambollePock, fixed: tuple[int, PrimalMask], K: Tensor, x: Tensor, *start: Tensor
-) -> tuple[Tensor, ...]:
-    (count, mask), iterate = fixed, Iterate(*start)
+def _record(algorithm: ChambollePock, fixed: tuple[int, MaskOf], K: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+    (count, mask), box, iterate = fixed, Box(*tensors[:3]), Iterate(*tensors[3:])
     kept = []
     for _ in range(count):
-        before, iterate = iterate, algorithm.step(K, x, iterate)
-        kept.append((iterate.dual, before.extrapolated, *algorithm.masks(iterate, x, mask)))
+        before, iterate = iterate, algorithm.step(K, box, iterate)
+        kept.append((iterate.dual, before.extrapolated, *algorithm.masks(iterate, box, mask)))
     last = iterate.z_dual, iterate.z_primal, iterate.primal, iterate.extrapolated
     return *map(torch.stack, zip(*kept, strict=True)), *last
 
@@ -245,38 +246,41 @@ class CompiledEngine(Engine):
         self._transposed: tuple[Tensor, Any] | None = None
         self.sigma, self.tau, self.theta = map(np.float32, (algorithm.sigma, algorithm.tau, algorithm.theta))
 
-    def _box(self, x: Tensor) -> tuple[Any, Any]:
-        return tuple(_array(bound) for bound in self.algorithm.problem.box(x))
-
     def _both(self, K: Tensor) -> tuple[Any, Any]:
         """Return K and K^T as contiguous arrays, the latter kept for the backward pass."""
         if self._transposed is None or self._transposed[0] is not K:
             self._transposed = K, _array(K.T)
         return _array(K), self._transposed[1]
 
-    def iterate(self, K: Tensor, x: Tensor, count: int, start: Iterate | None = None) -> Iterate:
+    def iterate(self, K: Tensor, x: Observation, count: int, start: Iterate | None = None) -> Iterate:
         """Return the iterate `count` iterations after `start`."""
         if count == 0:
             return super().iterate(K, x, 0, start)
-        z_dual, dual, z_primal, primal, extrapolated = self._fresh(K, x, start)
+        box = self.algorithm.problem.box(x)
+        z_dual, dual, z_primal, primal, extrapolated = self._fresh(
+            self.algorithm.start(K, box) if start is None else start
+        )
         self.loops.iterate(
-            self.number, count, *self._both(K), *self._box(x), self.sigma, self.tau, self.theta,
+            self.number, count, *self._both(K), _array(box.lower), _array(box.upper), self.sigma, self.tau, self.theta,
             z_dual.numpy(), dual.numpy(), z_primal.numpy(), primal.numpy(), extrapolated.numpy(),
         )  # fmt: skip
         return Iterate(z_dual, dual, z_primal, primal, extrapolated)
 
-    def _record(self, K: Tensor, x: Tensor, mask: PrimalMask, start: Iterate, tape: Tape) -> Iterate:
-        state = self._fresh(K, x, start)
+    def _record(self, K: Tensor, box: Box, mask: MaskOf, start: Iterate, tape: Tape) -> Iterate:
+        state, (centre, bound) = self._fresh(start), mask(box)
+        bounds = (
+            (np.float32(0), _array(bound)) if isinstance(bound, Tensor) and bound.ndim else (np.float32(bound), None)
+        )
         self.loops.record(
-            self.number, *self._both(K), _array(x), *self._box(x), self.sigma, self.tau, self.theta,
-            np.float32(mask.shift), np.float32(mask.bound), *(part.numpy() for part in state),
+            self.number, *self._both(K), _array(box.lower), _array(box.upper), self.sigma, self.tau, self.theta,
+            _array(centre), *bounds, *(part.numpy() for part in state),
             tape.dual.numpy(), tape.extrapolated.numpy(), tape.masks.dual.numpy(), tape.masks.primal.numpy(),
         )  # fmt: skip
         return state
 
-    def _fresh(self, K: Tensor, x: Tensor, start: Iterate | None) -> Iterate:
+    @staticmethod
+    def _fresh(start: Iterate) -> Iterate:
         """Return a state that the loops may write to: psi, y and ybar of `start`, the others uninitialized."""
-        start = self.algorithm.start(K, x) if start is None else start
         dual, primal, extrapolated = (
             part.clone(memory_format=torch.contiguous_format) for part in (start.dual, start.primal, start.extrapolated)
         )

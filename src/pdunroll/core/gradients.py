@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pdunroll.core.chambolle_pock import Iterate, chambolle_pock, magnitude
 from pdunroll.core.engine import Engine, Tape, engine_for, flush_denormals, memory
-from pdunroll.core.problem import PRIMAL_MASKS, Masks, PrimalMask, require_problem
+from pdunroll.core.problem import PRIMAL_MASKS, MaskOf, Masks, Observation, require_problem
 from pdunroll.errors import InputError, require_choice, require_integer, shown
 
 ROWS = 1024  # frames times iterations whose outer products are summed by one matrix product
@@ -41,31 +41,31 @@ class Backprop(ABC):
         require_choice("primal_mask", self.primal_mask, tuple(PRIMAL_MASKS))
 
     @abstractmethod
-    def forward(self, engine: Engine, K: Tensor, x: Tensor, iterations: int) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def forward(self, engine: Engine, K: Tensor, x: Observation, iterations: int) -> tuple[Tensor, tuple[Any, ...]]:
         """Run Algorithm 1 and keep what `gradient` will need.
 
         Args:
             engine: runs blocks of iterations; `engine.algorithm` holds the problem and the step sizes.
             K: the operator, (m, n).
-            x: the observations, (B, n).
+            x: the observations, (B, n), or their box.
             iterations: L >= 1.
 
         Returns:
-            y^L, (B, n), and the tensors to keep.
+            y^L, (B, n), and what to keep: tensors, and x itself.
         """
 
-    def restore(self, engine: Engine, K: Tensor, x: Tensor, iterations: int) -> Tensor:
+    def restore(self, engine: Engine, K: Tensor, x: Observation, iterations: int) -> Tensor:
         """Return y^L, (B, n), when no gradient is wanted."""
         return self.forward(engine, K, x, iterations)[0]
 
     @abstractmethod
-    def gradient(self, engine: Engine, K: Tensor, kept: tuple[Tensor, ...], iterations: int, grad: Tensor) -> Tensor:
+    def gradient(self, engine: Engine, K: Tensor, kept: tuple[Any, ...], iterations: int, grad: Tensor) -> Tensor:
         """Return grad_K of the loss.
 
         Args:
             engine: that of `forward`.
             K: the operator, (m, n).
-            kept: the tensors that `forward` has kept.
+            kept: what `forward` has kept.
             iterations: L.
             grad: grad_y of the loss at y^L, (B, n).
 
@@ -73,9 +73,9 @@ class Backprop(ABC):
             The gradient, (m, n), a tensor of its own.
         """
 
-    def mask(self, engine: Engine) -> PrimalMask:
-        """Return the Jacobian of the primal prox that `primal_mask` names."""
-        return PRIMAL_MASKS[self.primal_mask](engine.algorithm.problem.radius)
+    def mask(self, engine: Engine) -> MaskOf:
+        """Return what makes the Jacobian of the primal prox that `primal_mask` names."""
+        return PRIMAL_MASKS[self.primal_mask]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,11 +106,11 @@ class Full(Backprop):
         if self.checkpoint_every is not None:
             require_integer("checkpoint_every", self.checkpoint_every, 1)
 
-    def restore(self, engine: Engine, K: Tensor, x: Tensor, iterations: int) -> Tensor:
+    def restore(self, engine: Engine, K: Tensor, x: Observation, iterations: int) -> Tensor:
         """Return y^L, (B, n), without keeping anything."""
         return engine.iterate(K, x, iterations).primal
 
-    def forward(self, engine: Engine, K: Tensor, x: Tensor, iterations: int) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def forward(self, engine: Engine, K: Tensor, x: Observation, iterations: int) -> tuple[Tensor, tuple[Any, ...]]:
         """Return y^L, (B, n), and x with the tape of all iterations or the checkpoints."""
         every, start = self.checkpoint_every, engine.algorithm.start(K, x)
         if every is None:
@@ -122,7 +122,7 @@ class Full(Backprop):
             checkpoints.append(last)
         return checkpoints[-1].primal, (x, *(tensor for iterate in checkpoints[:-1] for tensor in iterate))
 
-    def _tapes(self, engine: Engine, K: Tensor, kept: tuple[Tensor, ...], iterations: int) -> Iterator[Tape]:
+    def _tapes(self, engine: Engine, K: Tensor, kept: tuple[Any, ...], iterations: int) -> Iterator[Tape]:
         """Yield the tapes of all iterations, the last ones first."""
         x, *tensors = kept
         if self.checkpoint_every is None:
@@ -134,7 +134,7 @@ class Full(Backprop):
             checkpoint = Iterate(*tensors[5 * number : 5 * number + 5])
             yield engine.record(K, x, count, self.mask(engine), checkpoint)[0]
 
-    def gradient(self, engine: Engine, K: Tensor, kept: tuple[Tensor, ...], iterations: int, grad: Tensor) -> Tensor:
+    def gradient(self, engine: Engine, K: Tensor, kept: tuple[Any, ...], iterations: int, grad: Tensor) -> Tensor:
         """Return the sum of the lemma, (m, n), with the outer products of many iterations in one matrix product."""
         sigma, tau = engine.algorithm.sigma, engine.algorithm.tau
         (B, n), m, total = grad.shape, len(K), torch.zeros_like(K, memory_format=torch.contiguous_format)
@@ -179,18 +179,18 @@ class Truncated(Backprop):
         super().__post_init__()
         require_integer("backprop.iterations (b)", self.iterations, 1)
 
-    def forward(self, engine: Engine, K: Tensor, x: Tensor, iterations: int) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def forward(self, engine: Engine, K: Tensor, x: Observation, iterations: int) -> tuple[Tensor, tuple[Any, ...]]:
         """Return y^L, (B, n), and psi^L, y^L and both masks there."""
         last = engine.iterate(K, x, iterations)
         return last.primal, (last.dual, last.primal, *engine.algorithm.masks(last, x, self.mask(engine)))
 
-    def gradient(self, engine: Engine, K: Tensor, kept: tuple[Tensor, ...], iterations: int, grad: Tensor) -> Tensor:
+    def gradient(self, engine: Engine, K: Tensor, kept: tuple[Any, ...], iterations: int, grad: Tensor) -> Tensor:
         """Return the gradient after b backward iterations, (m, n)."""
         b = min(iterations, self.iterations) if self.primal_mask == "released" else self.iterations
         return next(self.gradients(engine, K, kept, [b], grad))
 
     def gradients(
-        self, engine: Engine, K: Tensor, kept: tuple[Tensor, ...], counts: Iterable[int], grad: Tensor
+        self, engine: Engine, K: Tensor, kept: tuple[Any, ...], counts: Iterable[int], grad: Tensor
     ) -> Iterator[Tensor]:
         """Yield the gradient for each b of `counts`, which ascend, from one run of Algorithm 2."""
         dual, primal, *masks = kept
@@ -210,18 +210,20 @@ class _Unrolled(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, operator: Tensor, observation: Tensor, engine: Engine, iterations: int, backprop: Backprop
+        ctx: Any, operator: Tensor, observation: Observation, engine: Engine, iterations: int, backprop: Backprop
     ) -> Tensor:
         primal, kept = backprop.forward(engine, operator, observation, iterations)
-        ctx.save_for_backward(operator, *kept)
-        ctx.settings = engine, iterations, backprop
+        ctx.save_for_backward(operator, *(part for part in kept if isinstance(part, Tensor)))
+        ctx.settings = engine, iterations, backprop, [None if isinstance(part, Tensor) else part for part in kept]
         return primal
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        operator, *kept = ctx.saved_tensors
-        engine, iterations, backprop = ctx.settings
+        operator, *saved = ctx.saved_tensors
+        engine, iterations, backprop, boxes = ctx.settings
+        tensors = iter(saved)
+        kept = (next(tensors) if box is None else box for box in boxes)
         with flush_denormals():
             gradient = backprop.gradient(engine, operator, tuple(kept), iterations, grad)
         return gradient, None, None, None, None
@@ -229,9 +231,9 @@ class _Unrolled(torch.autograd.Function):
 
 def unroll(
     operator: Tensor,
-    observation: Tensor,
+    observation: Observation,
     *,
-    radius: float,
+    radius: float | None = None,
     iterations: int,
     backprop: Backprop | None = None,
     step_ratio: float = 10.0,
@@ -242,8 +244,8 @@ def unroll(
 
     Args:
         operator: K, (m, n), float32 or float64, on any device.
-        observation: x, (B, n), of the same dtype and device; one frame a row.
-        radius: half a quantization step, > 0.
+        observation: x, (B, n), of the same dtype and device; one frame a row. Or a `Box`, whose `start` is y^0.
+        radius: half a quantization step, > 0, if the observation is x: the box is x - radius <= y <= x + radius.
         iterations: L >= 1.
         backprop: the backward pass: `Full` (default), `Truncated`, `Implicit`, or a `Backprop` of your own.
         step_ratio: sigma = step_ratio * 0.99 / ||K|| and tau = 0.99 / (step_ratio * ||K||). Both are
@@ -276,9 +278,9 @@ def unroll(
 
 
 def _unroll(
-    operator: Tensor, observation: Tensor, iterations: int, backprop: Backprop, settings: dict[str, Any]
+    operator: Tensor, observation: Observation, iterations: int, backprop: Backprop, settings: dict[str, Any]
 ) -> Tensor:
-    check(operator, observation, iterations, backprop)
+    check(operator, observation, settings["radius"], iterations, backprop)
     algorithm = chambolle_pock(operator, **settings)
     if (
         not SAFE_STEPS[0] < algorithm.sigma * algorithm.tau < SAFE_STEPS[1]
@@ -298,14 +300,17 @@ _outside_of_graphs = torch._disable_dynamo(_unroll)  # pyright: ignore[reportPri
 SAFE_STEPS = 2.0**-80, 2.0**80  # of sigma tau = 0.99^2 / ||K||^2: products with K are then in the range of float32
 
 
-def check(operator: Tensor, observation: Tensor, iterations: int, backprop: Backprop) -> None:
+def check(
+    operator: Tensor, observation: Observation, radius: float | None, iterations: int, backprop: Backprop
+) -> None:
     """Raise `InputError` for arguments that `unroll` cannot take."""
-    require_problem(operator, observation)
-    if operator.dtype != observation.dtype:
+    require_problem(operator, observation, radius)
+    x = observation if isinstance(observation, Tensor) else observation.start
+    if operator.dtype != x.dtype:
         raise InputError(
-            f"operator and observation must both be float32 or float64, got {operator.dtype} and {observation.dtype}"
+            f"operator and observation must both be float32 or float64, got {operator.dtype} and {x.dtype}"
         )
-    if observation.requires_grad:
+    if x.requires_grad:
         raise InputError("observation requires a gradient, which is not defined here; detach it")
     require_integer("iterations (L)", iterations, 1)
     if not isinstance(backprop, Backprop):

@@ -24,7 +24,7 @@ class HalpernState(NamedTuple):
     operator: Tensor  # K  (m, n)
     total: int  # iterations in all
     point: Point | None  # T(z^{k-1}), the result of the last iteration
-    box: Box  # (B, n) each
+    box: Box
     primal: Tensor  # y of z^k  (B, n)
     dual: Tensor  # psi of z^k  (B, m)
     anchor_primal: Tensor  # y of z^0, where the last restart was  (B, n)
@@ -81,13 +81,14 @@ class RestartedHalpern(Algorithm):
             require_positive(f"algorithm.{name}", getattr(self, name))
         require_integer("algorithm.period", self.period, 1)
 
-    def init_state(self, engine: Engine, operator: Tensor, observation: Tensor, start: Point | None) -> HalpernState:
+    def init_state(self, engine: Engine, operator: Tensor, observation: Box, start: Point | None) -> HalpernState:
         """Return the state at `start`, with the primal weight of the engine's step sizes."""
-        algorithm, column = engine.algorithm, observation.new_ones(len(observation), 1)
-        primal = observation if start is None else start.primal
-        dual = observation.new_zeros(len(observation), len(operator)) if start is None else start.dual
+        algorithm = engine.algorithm
+        primal = observation.start if start is None else start.primal
+        column = primal.new_ones(len(primal), 1)
+        dual = primal.new_zeros(len(primal), len(operator)) if start is None else start.dual
         return HalpernState(
-            engine=engine, operator=operator, total=0, point=None, box=algorithm.problem.box(observation),
+            engine=engine, operator=operator, total=0, point=None, box=observation,
             primal=primal, dual=dual, anchor_primal=primal, anchor_dual=dual, k=torch.zeros_like(column),
             weight=column * (algorithm.sigma / algorithm.tau) ** 0.5,
             first_residual=column * torch.inf, last_residual=column * torch.inf,
@@ -138,8 +139,7 @@ class RestartedHalpern(Algorithm):
         """Return the state of the frames where `keep` is true."""
         engine, operator, total, point, box, *tensors = state
         point = None if point is None else Point(*(part[keep] for part in point))
-        box = Box(*(bound[keep] for bound in box))
-        return HalpernState(engine, operator, total, point, box, *(tensor[keep] for tensor in tensors))
+        return HalpernState(engine, operator, total, point, box[keep], *(tensor[keep] for tensor in tensors))
 
 
 def primal_dual_step(state: HalpernState) -> Point:

@@ -13,6 +13,7 @@ solve is ours. It agrees with differentiating K[D, :] y = 0 at the vertex.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from pdunroll.core.chambolle_pock import Iterate
 from pdunroll.core.engine import Engine
 from pdunroll.core.gradients import Backprop
 from pdunroll.core.polish import lu_factors, polish, reduced_operator
-from pdunroll.core.problem import Dequantization, Masks
+from pdunroll.core.problem import Box, Dequantization, Masks, Observation
 from pdunroll.core.solve import solve
 from pdunroll.errors import InputError, require_integer, require_positive
 
@@ -69,12 +70,13 @@ class Implicit(Backprop):
         if self.primal_mask != "active_set":
             raise InputError(f"Implicit needs primal_mask=active_set, got {self.primal_mask!r}: others have no limit")
 
-    def forward(self, engine: Engine, K: Tensor, x: Tensor, iterations: int) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def forward(self, engine: Engine, K: Tensor, x: Observation, iterations: int) -> tuple[Tensor, tuple[Any, ...]]:
         """Return y^L or y* (B, n), with y = 0 of the trivial frames, and what `gradient` needs of the others."""
-        nontrivial = ~engine.algorithm.problem.trivial(x)
-        primal, frames = torch.zeros_like(x), x[nontrivial]
+        box = engine.algorithm.problem.box(x)
+        nontrivial = ~engine.algorithm.problem.trivial(box)
+        primal, frames = torch.zeros_like(box.start), box[nontrivial]
         masks = Masks(
-            frames.new_zeros(len(frames), len(K), dtype=torch.bool), torch.zeros_like(frames, dtype=torch.bool)
+            K.new_zeros(len(frames), len(K), dtype=torch.bool), torch.zeros_like(frames.start, dtype=torch.bool)
         )
         if len(frames):
             if self.tolerance is None:
@@ -83,33 +85,32 @@ class Implicit(Backprop):
                 primal[nontrivial], masks = self._solve(engine.algorithm.problem, K, frames, self.tolerance)
         return primal, (primal[nontrivial], *masks, nontrivial)
 
-    def _iterate(self, engine: Engine, K: Tensor, x: Tensor, iterations: int) -> tuple[Tensor, Masks]:
+    def _iterate(self, engine: Engine, K: Tensor, x: Box, iterations: int) -> tuple[Tensor, Masks]:
         problem, iterate = engine.algorithm.problem, engine.iterate(K, x, iterations)
         masks = problem.free_masks(iterate.z_dual, iterate.z_primal, x)
         return _polished(problem, K, x, iterate) if self.polished else iterate.primal, masks
 
-    def _solve(self, problem: Dequantization, K: Tensor, x: Tensor, tolerance: float) -> tuple[Tensor, Masks]:
-        found = solve(
-            K.double(), x.double(), radius=problem.radius, tolerance=tolerance, max_iterations=self.max_iterations
-        )
-        return found.primal.to(x.dtype), problem.interior_masks(found.primal, found.dual, x)
+    def _solve(self, problem: Dequantization, K: Tensor, x: Box, tolerance: float) -> tuple[Tensor, Masks]:
+        x = x.to(torch.float64)
+        found = solve(K.double(), x, tolerance=tolerance, max_iterations=self.max_iterations)
+        return found.primal.to(K.dtype), problem.interior_masks(found.primal, found.dual, x)
 
-    def gradient(self, engine: Engine, K: Tensor, kept: tuple[Tensor, ...], iterations: int, grad: Tensor) -> Tensor:
+    def gradient(self, engine: Engine, K: Tensor, kept: tuple[Any, ...], iterations: int, grad: Tensor) -> Tensor:
         """Return the limit gradient, (m, n)."""
         primal, dual_mask, primal_mask, nontrivial = kept
         multiplier, _ = multipliers(K.double(), Masks(dual_mask, primal_mask), grad[nontrivial].double())
         return -(multiplier.T @ primal.double()).to(K.dtype)
 
 
-def _polished(problem: Dequantization, K: Tensor, x: Tensor, iterate: Iterate) -> Tensor:
+def _polished(problem: Dequantization, K: Tensor, x: Box, iterate: Iterate) -> Tensor:
     """Return y^L, or the vertex of its masks where that has the smaller gap; computed in float64."""
-    operator64, x64 = K.double(), x.double()
+    operator64, x64 = K.double(), x.to(torch.float64)
     z_dual, dual, z_primal, primal, _ = (part.double() for part in iterate)
     masks = problem.free_masks(z_dual, z_primal, x64)
     vertex_primal, vertex_dual, exists = polish(problem, operator64, x64, masks, primal, dual)
     vertex_gap = problem.duality_gap(operator64, x64, vertex_primal, vertex_dual)
     better = exists & (vertex_gap < problem.duality_gap(operator64, x64, primal, dual))
-    return torch.where(better[:, None], vertex_primal.to(x.dtype), iterate.primal)
+    return torch.where(better[:, None], vertex_primal.to(K.dtype), iterate.primal)
 
 
 def multipliers(operator: Tensor, masks: Masks, grad: Tensor) -> tuple[Tensor, Tensor]:

@@ -94,7 +94,7 @@ def _dual_update(z, previous, dual, free):
 
 
 @jit
-def _primal_update(z, previous, primal, lower, upper, extrapolated, theta, free, x, shift, bound):
+def _primal_update(z, previous, primal, lower, upper, extrapolated, theta, free, centre, bound, bounds):
     """z becomes z_P = y - tau K^T psi, of which it held the second term; primal = prox(z_P), then ybar and the mask."""
     z, previous, primal, extrapolated = z.ravel(), previous.ravel(), primal.ravel(), extrapolated.ravel()
     lower, upper = lower.ravel(), upper.ravel()
@@ -104,9 +104,14 @@ def _primal_update(z, previous, primal, lower, upper, extrapolated, theta, free,
     for i in range(z.size):
         extrapolated[i] = primal[i] + theta * (primal[i] - previous[i])
     if free is not None:
-        mask, x = free.ravel(), x.ravel()
-        for i in range(z.size):
-            mask[i] = abs(z[i] - shift * x[i]) <= bound
+        mask, centre = free.ravel(), centre.ravel()
+        if bounds is None:
+            for i in range(z.size):
+                mask[i] = abs(z[i] - centre[i]) <= bound
+        else:
+            each = bounds.ravel()
+            for i in range(z.size):
+                mask[i] = abs(z[i] - centre[i]) <= each[i]
 
 
 @jit
@@ -120,15 +125,15 @@ def iterate(
         multiply(number, z_dual, extrapolated, KT, sigma)
         _dual_update(z_dual, duals[old], duals[new], None)
         multiply(number, z_primal, duals[new], K, -tau)
-        _primal_update(z_primal, primals[old], primals[new], lower, upper, extrapolated, theta, None, lower, _ONE, _ONE)
+        _primal_update(z_primal, primals[old], primals[new], lower, upper, extrapolated, theta, None, lower, _ONE, None)
     if count % 2:
         dual[:], primal[:] = duals[1], primals[1]
 
 
 @jit
 def record(
-    number, K, KT, x, lower, upper, sigma, tau, theta, shift, bound, z_dual, dual, z_primal, primal, extrapolated,
-    duals, bars, free_dual, free_primal,
+    number, K, KT, lower, upper, sigma, tau, theta, centre, bound, bounds, z_dual, dual, z_primal, primal,
+    extrapolated, duals, bars, free_dual, free_primal,
 ):  # fmt: skip
     """As `iterate`, with psi^l, ybar^{l-1} and masks of each of the s iterations kept."""
     s = len(duals)
@@ -141,7 +146,7 @@ def record(
         multiply(number, z_primal, duals[l], K, -tau)
         _primal_update(
             z_primal, primals[l % 2], primals[1 - l % 2], lower, upper, bars[l + 1] if l < s - 1 else extrapolated,
-            theta, free_primal[l], x, shift, bound,
+            theta, free_primal[l], centre, bound, bounds,
         )  # fmt: skip
     if s > 0:
         dual[:] = duals[-1]

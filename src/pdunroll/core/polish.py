@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pdunroll.core.problem import Dequantization, Masks
+from pdunroll.core.problem import Box, Dequantization, Masks
 
 
 class ReducedOperator(NamedTuple):
@@ -57,7 +57,7 @@ def lu_factors(matrices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def polish(
-    problem: Dequantization, operator: Tensor, observation: Tensor, masks: Masks, primal: Tensor, dual: Tensor
+    problem: Dequantization, operator: Tensor, observation: Box, masks: Masks, primal: Tensor, dual: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the vertex that the masks of an iterate describe.
 
@@ -71,7 +71,7 @@ def polish(
     Args:
         problem: the problem, which has the projections.
         operator: K, (m, n).
-        observation: x, (B, n).
+        observation: the box of each frame.
         masks: which entries are free at the iterate.
         primal: y of the iterate, (B, n), which gives the values of its fixed entries.
         dual: psi of the iterate, (B, m), likewise.
@@ -89,4 +89,4 @@ def polish(
     dual_free = torch.linalg.lu_solve(factors, pivots, left[:, :, None], adjoint=True)[:, :, 0]
     primal = primal.scatter_add(1, columns, primal_free.nan_to_num() * column_is_free)
     dual = dual.scatter_add(1, rows, dual_free.nan_to_num() * row_is_free)
-    return problem.prox_primal(primal, problem.box(observation)), problem.prox_dual(dual), square & (info == 0)
+    return problem.prox_primal(primal, observation), problem.prox_dual(dual), square & (info == 0)

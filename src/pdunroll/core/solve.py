@@ -1,6 +1,6 @@
 """Certified optima of the lower-level problem: a primal-dual pair and its duality gap, for each frame.
 
-    y* in argmin_y ||K y||_1   subject to   ||y - x||_inf <= radius
+    y* in argmin_y ||K y||_1   subject to   lower <= y <= upper
 
 An algorithm (`pdunroll.core.algorithms`) iterates the frames of a batch together. Every few iterations the loop here
 computes the duality gaps, tries the vertex of each frame whose masks have stopped changing (`pdunroll.core.polish`),
@@ -21,7 +21,7 @@ from pdunroll.core.chambolle_pock import chambolle_pock, magnitude
 from pdunroll.core.engine import engine_for
 from pdunroll.core.halpern import RestartedHalpern
 from pdunroll.core.polish import polish
-from pdunroll.core.problem import Dequantization, Masks, require_problem
+from pdunroll.core.problem import Box, Dequantization, Masks, Observation, require_problem
 from pdunroll.errors import InputError, require_integer, require_positive, shown
 
 CHECK_EVERY = 25  # iterations between two checks of the gaps
@@ -39,9 +39,9 @@ class Solution(NamedTuple):
 
 def solve(
     operator: Tensor,
-    observation: Tensor,
+    observation: Observation,
     *,
-    radius: float,
+    radius: float | None = None,
     tolerance: float = 1e-6,
     max_iterations: int = 100_000,
     algorithm: Algorithm | None = None,
@@ -50,8 +50,8 @@ def solve(
 
     Args:
         operator: K, (m, n), float32 or float64.
-        observation: x, (B, n), float32 or float64 on the same device; one frame a row.
-        radius: half a quantization step, > 0.
+        observation: x, (B, n), float32 or float64 on the same device; one frame a row. Or a `Box` of its own making.
+        radius: half a quantization step, > 0, if the observation is x: the box is x - radius <= y <= x + radius.
         tolerance: the relative duality gap to reach, > 0.
         max_iterations: the most iterations of any frame, >= 1; a warning says how many frames they did not certify.
         algorithm: `RestartedHalpern()` (default) or `PlainChambollePock()`, or an `Algorithm` of your own.
@@ -72,30 +72,28 @@ def solve(
         >>> bool(found.gap <= 1e-6)
         True
     """
-    require_problem(operator, observation)
-    require_positive("radius", radius)
+    require_problem(operator, observation, radius)
     require_positive("tolerance", tolerance)
     require_integer("max_iterations", max_iterations, 1)
     algorithm = RestartedHalpern() if algorithm is None else algorithm
     if not isinstance(algorithm, Algorithm):
         raise InputError(f"algorithm must be an object such as pdunroll.RestartedHalpern(), got {shown(algorithm)}")
     with torch.no_grad():
-        found = _solve(operator, observation, radius, tolerance, max_iterations, algorithm)
+        box = Dequantization(radius).box(observation.to(torch.float64))
+        found = _solve(operator.double(), box, tolerance, max_iterations, algorithm)
     if (missed := int((~(found.gap <= tolerance)).sum())) > 0:
         warnings.warn(
             f"{missed} of {len(observation)} frames are not certified to {tolerance:g} after {max_iterations} "
             f"iterations (largest gap {float(found.gap.max()):.1e}); raise max_iterations",
             stacklevel=2,
         )
-    return found._replace(primal=found.primal.to(observation.dtype), dual=found.dual.to(observation.dtype))
+    dtype = observation.start.dtype if isinstance(observation, Box) else observation.dtype
+    return found._replace(primal=found.primal.to(dtype), dual=found.dual.to(dtype))
 
 
-def _solve(
-    operator: Tensor, observation: Tensor, radius: float, tolerance: float, max_iterations: int, algorithm: Algorithm
-) -> Solution:
-    operator64, x = operator.double(), observation.double()
+def _solve(operator64: Tensor, box: Box, tolerance: float, max_iterations: int, algorithm: Algorithm) -> Solution:
     operator64 = operator64 / magnitude(operator64)  # the same optima, to the bit, and within the range of float32
-    steps = chambolle_pock(operator64, radius=radius, step_norm="spectral")  # the largest steps
+    steps, x = chambolle_pock(operator64, step_norm="spectral"), box.start  # the largest steps
     solution = Solution(
         primal=torch.zeros_like(x),
         dual=x.new_zeros(len(x), len(operator64)),
@@ -103,15 +101,15 @@ def _solve(
         iterations=torch.zeros(len(x), dtype=torch.int64, device=x.device),
     )
     loop = _Loop(steps.problem, operator64, tolerance, algorithm, solution)
-    frames, start = (~steps.problem.trivial(x)).nonzero()[:, 0], None
+    frames, start = (~steps.problem.trivial(box)).nonzero()[:, 0], None
     for dtype, first, last in (
         (torch.float32, 0, min(FLOAT32_ITERATIONS, max_iterations)),
         (torch.float64, FLOAT32_ITERATIONS, max_iterations),
     ):
         if len(frames) and first < last:
             typed = operator64.to(dtype)
-            state = algorithm.init_state(engine_for(steps, typed), typed, x[frames].to(dtype), start)
-            frames, start = loop.run(state, _Pending.of(frames, x[frames]), first, last)
+            state = algorithm.init_state(engine_for(steps, typed), typed, box[frames].to(dtype), start)
+            frames, start = loop.run(state, _Pending.of(frames, box[frames]), first, last)
     return solution
 
 
@@ -119,17 +117,17 @@ class _Pending(NamedTuple):
     """The frames that are not certified yet."""
 
     frames: Tensor  # their numbers  (B,)
-    observation: Tensor  # x  (B, n)
+    box: Box  # (B, n)
     masks: Masks | None  # at the last check
     tried: Tensor  # whether the vertex of these masks has been tried  (B,)
 
     @staticmethod
-    def of(frames: Tensor, observation: Tensor) -> _Pending:
-        return _Pending(frames, observation, None, torch.zeros_like(frames, dtype=torch.bool))
+    def of(frames: Tensor, box: Box) -> _Pending:
+        return _Pending(frames, box, None, torch.zeros_like(frames, dtype=torch.bool))
 
     def select(self, keep: Tensor) -> _Pending:
         masks = None if self.masks is None else Masks(*(mask[keep] for mask in self.masks))
-        return _Pending(self.frames[keep], self.observation[keep], masks, self.tried[keep])
+        return _Pending(self.frames[keep], self.box[keep], masks, self.tried[keep])
 
 
 class _Certificate(NamedTuple):
@@ -170,9 +168,9 @@ class _Loop:
 
     def check(self, point: Point, pending: _Pending) -> tuple[_Certificate, _Pending]:
         """Return the gaps at a point, or at a vertex where that is better, and the masks for the next check."""
-        problem, x = self.problem, pending.observation
-        found = self.certificate(x, problem.prox_primal(point.primal, problem.box(x)), point.dual)
-        masks, tried = problem.free_masks(point.z_dual, point.z_primal, x), pending.tried
+        problem, box = self.problem, pending.box
+        found = self.certificate(box, problem.prox_primal(point.primal, box), point.dual)
+        masks, tried = problem.free_masks(point.z_dual, point.z_primal, box), pending.tried
         if self.algorithm.polished and pending.masks is not None:
             unchanged = (masks.dual == pending.masks.dual).all(dim=1) & (masks.primal == pending.masks.primal).all(
                 dim=1
@@ -189,17 +187,18 @@ class _Loop:
         self, found: _Certificate, point: Point, pending: _Pending, masks: Masks, frames: Tensor
     ) -> _Certificate:
         """Return `found` with the vertices of some frames where these have the smaller gaps."""
-        x, masks = pending.observation[frames], Masks(*(mask[frames] for mask in masks))
-        primal, dual, exists = polish(self.problem, self.operator64, x, masks, point.primal[frames], point.dual[frames])
-        vertex = self.certificate(x, primal, dual)
+        box, masks = pending.box[frames], Masks(*(mask[frames] for mask in masks))
+        start = point.primal[frames], point.dual[frames]
+        primal, dual, exists = polish(self.problem, self.operator64, box, masks, *start)
+        vertex = self.certificate(box, primal, dual)
         better = exists & (vertex.gap < found.gap[frames])
         return _Certificate(
             *(old.index_copy(0, frames[better], new[better]) for old, new in zip(found, vertex, strict=True))
         )
 
-    def certificate(self, observation: Tensor, primal: Tensor, dual: Tensor) -> _Certificate:
+    def certificate(self, box: Box, primal: Tensor, dual: Tensor) -> _Certificate:
         """Return feasible pairs with their gaps."""
-        return _Certificate(primal, dual, self.problem.duality_gap(self.operator64, observation, primal, dual))
+        return _Certificate(primal, dual, self.problem.duality_gap(self.operator64, box, primal, dual))
 
     def write(self, found: _Certificate, frames: Tensor, count: int, where: Tensor) -> None:
         """Write the frames where `where` (B,) is true to the solution, as found after `count` iterations."""

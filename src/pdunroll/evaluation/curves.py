@@ -13,7 +13,7 @@ from torch import Tensor
 from pdunroll.core.chambolle_pock import ChambollePock, Iterate
 from pdunroll.core.closed_form import Vertex, iterates_after, masks_are_final, vertex
 from pdunroll.core.engine import engine_for
-from pdunroll.core.problem import Masks
+from pdunroll.core.problem import Masks, Observation
 
 FIRST_CHECK = 200  # iterations before the first check for frames that may leave the batch
 CHECK_GROWTH = 1.15  # the next check comes after this many times as many iterations
@@ -44,7 +44,7 @@ def error_curve(
     algorithm: ChambollePock,
     operator: Tensor,
     truth: Tensor,
-    observation: Tensor,
+    observation: Observation,
     grid: Sequence[int],
     batch_size: int,
 ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
@@ -58,7 +58,7 @@ def error_curve(
         algorithm: Chambolle-Pock with the problem and its step sizes.
         operator: K, (m, n).
         truth: y, (frames, n).
-        observation: x, (frames, n).
+        observation: x, (frames, n), or the box of the frames.
         grid: numbers of iterations, ascending.
         batch_size: frames that are iterated together.
 
@@ -76,8 +76,8 @@ def error_curve(
         [0.0018, 0.005, 0.005]
     """
     curves = [
-        BatchCurve(algorithm, operator, y, x, [*map(int, grid)]).run()
-        for y, x in zip(truth.split(batch_size), observation.split(batch_size), strict=True)
+        BatchCurve(algorithm, operator, truth[batch], observation[batch], [*map(int, grid)]).run()
+        for batch in torch.arange(len(truth), device=truth.device).split(batch_size)
     ]
     errors, gaps = (torch.cat(parts, dim=-1).cpu().numpy() for parts in zip(*curves, strict=True))
     return errors, gaps
@@ -101,15 +101,15 @@ class BatchCurve:
         algorithm: Chambolle-Pock with the problem and its step sizes.
         operator: K, (m, n).
         truth: y, (B, n).
-        observation: x, (B, n).
+        observation: x, (B, n), or the box of the frames.
         grid: numbers of iterations, ascending.
     """
 
     def __init__(
-        self, algorithm: ChambollePock, operator: Tensor, truth: Tensor, observation: Tensor, grid: list[int]
+        self, algorithm: ChambollePock, operator: Tensor, truth: Tensor, observation: Observation, grid: list[int]
     ) -> None:
         self.algorithm, self.operator, self.grid = algorithm, operator, grid
-        self.truth, self.observation = truth, observation
+        self.truth, self.observation = truth, algorithm.problem.box(observation)
         self.operator64 = operator.double()
         self.errors = truth.new_empty(len(grid), len(truth))
         self.gaps = truth.new_empty(len(truth), dtype=torch.float64)
@@ -148,7 +148,7 @@ class BatchCurve:
             frames = self.active[known]
             self.errors[self.place :, frames] = self._mse(iterate.primal[known], frames)
             self._finish(frames, iterate.primal[known], iterate.dual[known])
-            steps = torch.as_tensor(self.grid[self.place :], device=x.device) - count
+            steps = torch.as_tensor(self.grid[self.place :], device=self.truth.device) - count
             for i, y, psi in self._in_closed_form(check, unchanged(check.masks, self.last_check.masks) & ~known, steps):
                 frame = self.active[i : i + 1]
                 self.errors[self.place :, frame] = self._mse(y, frame)[:, None].to(self.errors.dtype)
@@ -168,7 +168,7 @@ class BatchCurve:
             primal, dual = check.iterate.primal[i].double(), check.iterate.dual[i].double()
             previous = 2.0 * primal - check.iterate.extrapolated[i].double()
             if frame not in self.vertices:
-                x, masks = self.observation[frame].double(), Masks(*(mask[i] for mask in check.masks))
+                x, masks = self.observation[frame].to(torch.float64), Masks(*(mask[i] for mask in check.masks))
                 self.vertices[frame] = vertex(self.algorithm, self.operator64, x, masks, primal, dual)
             found = self.vertices[frame]
             if found is not None and masks_are_final(self.algorithm, found, previous, primal, dual):
@@ -179,7 +179,7 @@ class BatchCurve:
 
     def _finish(self, frames: Tensor, primal: Tensor, dual: Tensor) -> None:
         """Write the gaps of these frames' last iterates."""
-        x = self.observation[frames].double()
+        x = self.observation[frames].to(torch.float64)
         self.gaps[frames] = self.algorithm.problem.duality_gap(self.operator64, x, primal.double(), dual.double())
 
 

@@ -173,7 +173,7 @@ def decay(
     norms: list[Row] = []
     fits: list[Row] = []
     for name, mask in PRIMAL_MASKS.items():
-        masks = algorithm.masks(iterate, observation, mask(algorithm.problem.radius))
+        masks = algorithm.masks(iterate, observation, mask)
         kernels = [kernels_of(operator, Masks(d, p)) for d, p in zip(*masks, strict=True)]
         history = list(backward_norms(algorithm, operator, masks, kernels, iterate.primal - truth, grid))
         for count, values in history:
