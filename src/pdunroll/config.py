@@ -42,13 +42,15 @@ def setting(default: Any, check: Callable[..., object], *limits: Any, symbol: st
 
 @dataclass
 class Data:
-    """Where speech comes from, and how it is quantized and cut."""
+    """Where speech comes from, and how it is cut and degraded."""
 
     name: str = MISSING
     root: str | None = None  # a folder of audio, for the sources that read one
     source: Any = MISSING  # a pdunroll.speech.sources.Source
     frame_length: int = setting(320, require_integer, 1, 10**6)  # n, samples
     bits: int = setting(4, require_integer, 1, 32)
+    level: float | None = setting(None, require_share)  # where samples are clipped, as a share of the peak; null: not
+    missing: float = setting(0.0, require_within, 0, 0.99)  # share of samples
 
 
 @dataclass
@@ -191,9 +193,13 @@ class Config:
     def scientific(self) -> dict[str, Any]:
         """The settings that a training's result depends on."""
         own = {"trainer": self.trainer.options, "callbacks": self.callbacks}
+        data, further = self.data, {"level": self.data.level, "missing": self.data.missing}
         return {
             "seed": self.seed,
-            "data": {"name": self.data.name, "frame_length": self.data.frame_length, "bits": self.data.bits},
+            "data": {
+                **{"name": data.name, "frame_length": data.frame_length, "bits": data.bits},
+                **{name: given for name, given in further.items() if given},
+            },
             "backprop": self.backprop,
             "network": asdict(self.network),
             "optimization": asdict(self.optimization),

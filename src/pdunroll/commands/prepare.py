@@ -1,4 +1,4 @@
-"""Make the dataset: speech -> frames -> quantized.  python -m pdunroll prepare [data=...] [experiment=...]."""
+"""Make the dataset: speech -> frames -> degraded.  python -m pdunroll prepare [data=...] [experiment=...]."""
 
 from __future__ import annotations
 
@@ -12,15 +12,19 @@ from pdunroll.config import Config
 def main(config: Config) -> None:
     """Prepare the frames and say what they are."""
     from pdunroll.speech import frames
+    from pdunroll.speech.degradation import Degradation
 
     manifest = frames.prepare(
         build(config.data.source).recordings(),
         config.prepared,
         frame_length=config.data.frame_length,
         bits=config.data.bits,
+        level=config.data.level,
+        missing=config.data.missing,
     )
+    name = Degradation.of(manifest["settings"]).name
     print(f"{config.data.name} speech at {config.data.bits} bit, frames of {config.data.frame_length} samples")
-    print(f"{'split':<12}{'files':>7}{'frames':>9}{'quantized MSE':>15}{'SNR':>10}{'trivial':>9}")
+    print(f"{'split':<12}{'files':>7}{'frames':>9}{f'{name} MSE':>{max(15, len(name) + 6)}}{'SNR':>10}{'trivial':>9}")
     for split, content in manifest["splits"].items():
         print(
             f"{split:<12}{len(content['files']):>7}{content['frames']:>9}{content['quantized_mse']:>15.3e}"

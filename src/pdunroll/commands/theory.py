@@ -38,7 +38,7 @@ def main(config: Config) -> None:
         Measured(run.folder.name, run.key.step_norm or "", torch.from_numpy(run.operator()).double()) for run in runs
     ]
     tables = measure(
-        config.prepared, operators, radius=common.radius, step_ratio=common.step_ratio,
+        config.prepared, operators, step_ratio=common.step_ratio,
         extrapolation=common.extrapolation, frames=options.frames, count_frames=options.count_frames,
         iterations=options.iterations, seed=options.seed,
     )  # fmt: skip

@@ -22,12 +22,13 @@ from joblib import Parallel, delayed
 from numpy.typing import NDArray
 
 from pdunroll.core.algorithms import Algorithm
-from pdunroll.core.problem import dct_operator
+from pdunroll.core.problem import Box, dct_operator
 from pdunroll.errors import InputError
 from pdunroll.evaluation.curves import log_grid
 from pdunroll.evaluation.frame_errors import certificate, frame_errors, metrics
 from pdunroll.files import write_json, write_table
 from pdunroll.processes import command
+from pdunroll.speech.degradation import Degradation
 from pdunroll.speech.frames import load
 from pdunroll.training.run_folder import Run, environment
 from pdunroll.training.run_key import RunKey
@@ -79,22 +80,22 @@ def evaluate(
             f"evaluation.iterations must be at least the largest L in training, {max(depths)}, got {iterations}"
         )
     grid = log_grid(iterations, points, depths)
-    chosen, truth, observation = drawn(prepared, "test", frames, seed)
-    _, *validation = drawn(prepared, "validation", frames, seed)
+    chosen, truth, box = drawn(prepared, "test", frames, seed)
+    validation = drawn(prepared, "validation", frames, seed)[1:]
     candidates = operators(runs)
     common = runs[0]
     # one thread an operator: side by side they are faster than one after the other on all cores
     work = Parallel(n_jobs=jobs or -1, return_as="generator", max_nbytes=None)(
         delayed(frame_errors)(
-            outputs / "errors" / f"{key.name}.npz", key, operator, truth, observation, validation, grid, chosen,
-            radius=common.radius, step_ratio=common.step_ratio, extrapolation=common.extrapolation,
+            outputs / "errors" / f"{key.name}.npz", key, operator, (truth, box), validation, grid, chosen,
+            step_ratio=common.step_ratio, extrapolation=common.extrapolation,
             algorithm=algorithm, tolerance=tolerance, max_iterations=max_iterations, batch_size=batch_size,
             device=device,
         )
         for key, operator in candidates
     )  # fmt: skip
-    quantized = ((observation - truth) ** 2).mean(axis=1)
-    rows = list(curve(RunKey("none"), grid, np.tile(quantized, (len(grid), 1))))
+    unrestored = ((box.start.numpy() - truth) ** 2).mean(axis=1)
+    rows = list(curve(RunKey("none"), grid, np.tile(unrestored, (len(grid), 1))))
     optima: list[Row] = []
     start = time.perf_counter()
     for number, ((key, _), found) in enumerate(zip(candidates, work, strict=True), start=1):
@@ -109,11 +110,11 @@ def evaluate(
     log.info("%d frames, %d numbers of iterations: %s", len(chosen), len(grid), outputs / "evaluation.csv")
 
 
-def drawn(prepared: Path, split: str, count: int | None, seed: int) -> tuple[NDArray, NDArray, NDArray]:
-    """Return some frames of a split: their numbers (frames,), y and x (frames, n)."""
+def drawn(prepared: Path, split: str, count: int | None, seed: int) -> tuple[NDArray, NDArray, Box]:
+    """Return some frames of a split: their numbers (frames,), y (frames, n), and what is known of them."""
     frames = load(prepared, split)
     numbers = np.sort(np.random.default_rng(seed).permutation(len(frames.truth))[:count])
-    return numbers, frames.truth[numbers], frames.observation[numbers]
+    return numbers, frames.truth[numbers], frames.box(numbers)
 
 
 def operators(runs: Sequence[Run]) -> list[tuple[RunKey, NDArray]]:
@@ -136,12 +137,14 @@ def write(outputs: Path, runs: Sequence[Run], rows: list[Row], optima: list[Row]
     write_table(outputs / "optima.csv", optima)
     columns = dict.fromkeys(name for run in runs for name in run.results)  # earlier versions had fewer
     write_table(outputs / "training.csv", [{**run.key.columns, **columns, **run.results} for run in runs])
-    write_json(outputs / "metrics.json", metrics(rows, optima))
+    degradation = Degradation.of(runs[0].settings["data"])
+    write_json(outputs / "metrics.json", metrics(rows, optima, degradation.name))
     provenance = {
         "command": command("evaluate", outputs.name),
         "seeds": sorted({run.settings["seed"] for run in runs}),
         "commit": environment()["commit"],
         "data": f"{runs[0].settings['data']['name']}, sha256 {runs[0].record['data']}",
         "test_frames": test_frames,
+        "observed": degradation.name,
     }
     write_json(outputs / "provenance.json", provenance)

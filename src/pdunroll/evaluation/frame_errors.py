@@ -6,6 +6,7 @@ import hashlib
 import logging
 import zipfile
 import zlib
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,9 @@ Row = dict[str, Any]
 
 
 def frame_errors(
-    path: Path, key: RunKey, operator: NDArray, truth: NDArray, observation: NDArray, validation: list[NDArray],
-    grid: NDArray, chosen: NDArray, *, radius: float, step_ratio: float, extrapolation: float, algorithm: Algorithm,
-    tolerance: float, max_iterations: int, batch_size: int, device: str,
+    path: Path, key: RunKey, operator: NDArray, test: Sequence[Any], validation: Sequence[Any], grid: NDArray,
+    chosen: NDArray, *, step_ratio: float, extrapolation: float, algorithm: Algorithm, tolerance: float,
+    max_iterations: int, batch_size: int, device: str,
 ) -> dict[str, NDArray]:  # fmt: skip
     """Return the errors of each frame for one operator, from a file if they are stored in it already.
 
@@ -40,12 +41,10 @@ def frame_errors(
         path: outputs/<name>/errors/<run>.npz, which is read if it has this result, and written otherwise.
         key: what names the operator; its `step_norm` gives the step sizes of the iteration.
         operator: K, (m, n).
-        truth: y of the test frames, (frames, n).
-        observation: x of the test frames, (frames, n).
-        validation: y and x of the validation frames.
+        test: y of the test frames, (frames, n), an array, and their `Box`.
+        validation: y and box of the validation frames.
         grid: numbers of iterations, ascending.
         chosen: the numbers of the test frames in their split; they are stored with the errors.
-        radius: half a quantization step.
         step_ratio: see `pdunroll.unroll`.
         extrapolation: theta in [0, 1].
         algorithm: the one that solves for the certified optima.
@@ -59,14 +58,14 @@ def frame_errors(
         (frames,) of the certified optimum; validation_optimum_errors (frames,).
     """
     end_with_parent()
-    arrays = {"operator": operator, "truth": truth, "observation": observation, "grid": grid}
-    arrays |= dict(zip(("validation_truth", "validation_observation"), validation, strict=True))
+    (truth, box), (validation_truth, validation_box) = test, validation
+    arrays = [operator, grid, truth, validation_truth, *map(np.asarray, (*box.tensors(), *validation_box.tensors()))]
     steps: dict[str, Any] = {
-        "radius": radius, "step_ratio": step_ratio, "extrapolation": extrapolation, "step_norm": key.step_norm
+        "step_ratio": step_ratio, "extrapolation": extrapolation, "step_norm": key.step_norm
     }  # fmt: skip
     identity = digest(
         {
-            **{name: hashlib.sha256(np.ascontiguousarray(array).data).hexdigest() for name, array in arrays.items()},
+            "arrays": [hashlib.sha256(np.ascontiguousarray(array).data).hexdigest() for array in arrays],
             **steps,
             "solve": [repr(algorithm), tolerance, max_iterations],
             "code": source_digest("evaluation.curves", "core.solve", type(algorithm).__module__, without=WITHOUT),
@@ -75,17 +74,16 @@ def frame_errors(
     if (stored := _stored(path, identity)) is not None:
         return stored
     torch.set_num_threads(1)
-    K, y, x, y_validation, x_validation = (
-        torch.from_numpy(array).to(device) for array in (operator, truth, observation, *validation)
-    )
-    errors, gaps = error_curve(chambolle_pock(K, **steps), K, y, x, grid.tolist(), batch_size)
-    solved = partial(solve, K, radius=radius, tolerance=tolerance, max_iterations=max_iterations, algorithm=algorithm)
-    optimum = solved(x)
+    K, y, y_validation = (torch.from_numpy(array).to(device) for array in (operator, truth, validation_truth))
+    box, validation_box = box.to(device), validation_box.to(device)
+    errors, gaps = error_curve(chambolle_pock(K, **steps), K, y, box, grid.tolist(), batch_size)
+    solved = partial(solve, K, tolerance=tolerance, max_iterations=max_iterations, algorithm=algorithm)
+    optimum = solved(box)
     found = {
         "errors": errors,
         "gaps": gaps,
         "optimum_errors": _mse(optimum.primal, y),
-        "validation_optimum_errors": _mse(solved(x_validation).primal, y_validation),
+        "validation_optimum_errors": _mse(solved(validation_box).primal, y_validation),
         "optimum_gaps": optimum.gap.cpu().numpy(),
         "iterations": optimum.iterations.cpu().numpy(),
     }
@@ -125,14 +123,15 @@ def certificate(found: dict[str, NDArray], tolerance: float) -> dict[str, Any]:
     }
 
 
-def metrics(rows: list[Row], optima: list[Row]) -> dict[str, Any]:
+def metrics(rows: list[Row], optima: list[Row], observed: str) -> dict[str, Any]:
     """Return the test MSE of each operator: classical (after L_training iterations) and at the certified optimum.
 
     Args:
-        rows: of evaluation.csv, the first one that of the quantized frames.
+        rows: of evaluation.csv, the first one that of the frames without restoration.
         optima: rows of optima.csv.
+        observed: what these frames are called, such as "quantized".
     """
-    result: dict[str, Any] = {"quantized": rows[0]["mse"]}
+    result: dict[str, Any] = {observed: rows[0]["mse"]}
     classical = after_training_iterations(rows)
     for key, mse in by_operator(optima, "optimum_mse").items():
         result[key.name] = {"classical": classical[key], "optimality": mse} if key in classical else mse

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from pdunroll.core.algorithms import Algorithm
-from pdunroll.core.problem import dct_operator
+from pdunroll.core.problem import Box, dct_operator
 from pdunroll.core.solve import solve
 from pdunroll.errors import InputError
 from pdunroll.evaluation.tables import read_results
@@ -66,20 +66,18 @@ def candidates(outputs: Path, runs: Sequence[Run]) -> list[tuple[Row, NDArray]]:
 
 def restored(
     operator: NDArray,
-    observation: NDArray,
+    observation: Box,
     *,
-    radius: float,
     algorithm: Algorithm,
     tolerance: float,
     max_iterations: int,
 ) -> NDArray:
-    """Return the certified optimum of each frame, (frames, n); operator (m, n), observation x (frames, n)."""
+    """Return the certified optimum of each frame, (frames, n); operator (m, n)."""
     end_with_parent()
     torch.set_num_threads(1)
     found = solve(
         torch.from_numpy(operator),
-        torch.from_numpy(observation),
-        radius=radius,
+        observation,
         tolerance=tolerance,
         max_iterations=max_iterations,
         algorithm=algorithm,
@@ -133,14 +131,14 @@ def packages_are_there() -> bool:
     return there
 
 
-def summary(rows: list[Row], seed: int) -> list[Row]:
-    """Return means over the sentences and the gain over the quantized ones, with a 95% interval.
+def summary(rows: list[Row], seed: int, observed: str = "quantized") -> list[Row]:
+    """Return means over the sentences and the gain over the observed ones, with a 95% interval.
 
-    The interval comes from a bootstrap over the sentences.
+    `observed` is the name of these in the rows. The interval comes from a bootstrap over the sentences.
     """
     from scipy.stats import bootstrap
 
-    base = {(row["file"], row["metric"]): row["value"] for row in rows if row["restoration"] == "quantized"}
+    base = {(row["file"], row["metric"]): row["value"] for row in rows if row["restoration"] == observed}
     groups: dict[tuple, list[Row]] = {}
     for row in rows:
         if row["value"] is not None and base[row["file"], row["metric"]] is not None:

@@ -42,7 +42,6 @@ def measure(
     prepared: Path,
     operators: Iterable[Measured],
     *,
-    radius: float,
     step_ratio: float,
     extrapolation: float,
     frames: int,
@@ -55,7 +54,6 @@ def measure(
     Args:
         prepared: folder of the frames.
         operators: what is measured.
-        radius: half a quantization step.
         step_ratio: see `pdunroll.unroll`.
         extrapolation: theta.
         frames: vertex frames that are measured.
@@ -68,8 +66,8 @@ def measure(
     """
     test = load(prepared, "test")
     order = np.random.default_rng(seed).permutation(len(test.truth))[:count_frames]
-    truth, observation = (torch.from_numpy(array[order]).double() for array in (test.truth, test.observation))
-    nontrivial = (~Dequantization(radius).trivial(observation)).nonzero()[:, 0]
+    truth, observation = torch.from_numpy(test.truth[order]).double(), test.box(order).to(torch.float64)
+    nontrivial = (~Dequantization().trivial(observation)).nonzero()[:, 0]
     if len(nontrivial) < frames:
         raise InputError(
             f"theory.frames={frames} nontrivial frames are wanted, but among theory.count_frames="
@@ -77,9 +75,7 @@ def measure(
         )
     tables: Tables = {name: [] for name in ("counts", "fidelity", "settling", "decay", "fits")}
     for name, step_norm, operator in operators:
-        algorithm = chambolle_pock(
-            operator, radius=radius, step_ratio=step_ratio, extrapolation=extrapolation, step_norm=step_norm
-        )
+        algorithm = chambolle_pock(operator, step_ratio=step_ratio, extrapolation=extrapolation, step_norm=step_norm)
         optimum = theory.limit(algorithm, operator, truth[nontrivial], observation[nontrivial])
         vertices = int(optimum.vertex.sum())
         counts = {

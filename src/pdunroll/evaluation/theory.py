@@ -18,7 +18,7 @@ from pdunroll.core.chambolle_pock import ChambollePock, Iterate
 from pdunroll.core.engine import engine_for
 from pdunroll.core.gradients import Full, Truncated
 from pdunroll.core.implicit import multipliers
-from pdunroll.core.problem import PRIMAL_MASKS, Masks
+from pdunroll.core.problem import PRIMAL_MASKS, Masks, Observation
 from pdunroll.core.solve import Solution, solve
 
 Row = dict[str, Any]
@@ -33,7 +33,7 @@ class Limit(NamedTuple):
     multiplier: Tensor  # lambda, (B, m): the limit gradient is -sum lambda y*^T over the frames
 
 
-def limit(algorithm: ChambollePock, operator: Tensor, truth: Tensor, observation: Tensor) -> Limit:
+def limit(algorithm: ChambollePock, operator: Tensor, truth: Tensor, observation: Observation) -> Limit:
     """Return the optimum of each frame, to a relative gap of 1e-9, and the limit gradient there.
 
     Args:
@@ -43,7 +43,7 @@ def limit(algorithm: ChambollePock, operator: Tensor, truth: Tensor, observation
         observation: x, (B, n).
     """
     problem = algorithm.problem
-    found = solve(operator, observation, radius=problem.radius, tolerance=1e-9, max_iterations=200_000)
+    found = solve(operator, problem.box(observation), tolerance=1e-9, max_iterations=200_000)
     masks = problem.interior_masks(found.primal, found.dual, observation)
     multiplier, vertex = multipliers(operator, masks, found.primal - truth)
     return Limit(found, masks, vertex, multiplier)
@@ -60,7 +60,7 @@ def compare(name: str, gradient: Tensor, reference: Tensor) -> dict[str, float]:
 
 
 def fidelity(
-    algorithm: ChambollePock, operator: Tensor, truth: Tensor, observation: Tensor,
+    algorithm: ChambollePock, operator: Tensor, truth: Tensor, observation: Observation,
     depths: Sequence[int], backward: Sequence[int], truncated_at: Sequence[int],
 ) -> list[Row]:  # fmt: skip
     """Compare gradients of half the squared error with the limit: Full over L, Truncated over b.
@@ -103,7 +103,7 @@ def fidelity(
 
 
 def settling(
-    algorithm: ChambollePock, operator: Tensor, observation: Tensor, iterations: int
+    algorithm: ChambollePock, operator: Tensor, observation: Observation, iterations: int
 ) -> tuple[Tensor, Iterate]:
     """Return the iteration after which each frame's masks changed no more, (B,), and the last iterate.
 
@@ -152,7 +152,7 @@ def decay(
     algorithm: ChambollePock,
     operator: Tensor,
     truth: Tensor,
-    observation: Tensor,
+    observation: Observation,
     iterate: Iterate,
     grid: Sequence[int],
 ) -> tuple[list[Row], list[Row]]:

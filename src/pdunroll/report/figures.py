@@ -61,7 +61,8 @@ def draw(
         InputError: naming the table at fault, or the setting if a norm of `step_norms` was not trained with.
     """
     tables = read_results(folder)
-    origin = footnote(read_provenance(folder))
+    provenance = read_provenance(folder)
+    origin, observed = footnote(provenance), provenance.get("observed", "quantized")
     evaluation = tables["evaluation"]
     norms = sorted({setting.step_norm for setting in settings_in(evaluation)})
     if unknown := [norm for norm in step_norms or [] if norm not in norms]:
@@ -70,7 +71,7 @@ def draw(
         )
     set_style()
     shown = [row for row in evaluation if row["step_norm"] in (*(step_norms or norms), None)]
-    options = {"regime_borders": regime_borders, "l_training": l_training}
+    options = {"regime_borders": regime_borders, "l_training": l_training, "observed": observed}
     drawings = registry.drawn_by("figures")
     for drawing in drawings:
         given = tables if drawing.every_norm else {**tables, "evaluation": shown}
@@ -78,7 +79,11 @@ def draw(
             *(given[name] for name in drawing.tables), **{name: options[name] for name in drawing.options}
         )
         save(figure, folder / drawing.stem, origin)
-    lines = [summary(*tables.values()), origin, *(f"{folder}/{drawing.stem}.png, .svg" for drawing in drawings)]
+    lines = [
+        summary(*tables.values(), observed=observed),
+        origin,
+        *(f"{folder}/{drawing.stem}.png, .svg" for drawing in drawings),
+    ]
     with atomic(folder / "results.txt") as temporary:
         temporary.write_text("\n".join(lines) + "\n")
     return lines
@@ -176,9 +181,11 @@ def mark_regimes(ax: Axes, depths: list[int], borders: Sequence[float]) -> None:
     "figures/interpretability",
     "Test error against the number of iterations in inference",
     tables=("evaluation", "optima"),
-    options=("l_training",),
+    options=("l_training", "observed"),
 )
-def interpretability(evaluation: list[Row], optima: list[Row], l_training: Sequence[int] | None = None) -> Figure:
+def interpretability(
+    evaluation: list[Row], optima: list[Row], l_training: Sequence[int] | None = None, observed: str = "quantized"
+) -> Figure:
     """Draw Figure 4: test MSE after every number of iterations.
 
     A ring marks L_training on its curve, a stroke on the right the certified optimum that the curve tends to.
@@ -193,7 +200,7 @@ def interpretability(evaluation: list[Row], optima: list[Row], l_training: Seque
     names = settings_in(evaluation)
     figure, axes = panels(names, 4.8, 1.2)
     for ax, name in zip(axes, names, strict=True):
-        draw_curves(ax, evaluation, optima, name, depths)
+        draw_curves(ax, evaluation, optima, name, depths, observed)
         ax.set_title("\n".join(name.titles))
     finish_curves(figure, axes)
     figure.suptitle("Interpretability: error against iterations in inference (ring: as in training, stroke: optimum)")
@@ -204,10 +211,12 @@ def interpretability(evaluation: list[Row], optima: list[Row], l_training: Seque
     "figures/bump",
     "Trained for few iterations, run for more: the error against the iterations, for each step size",
     tables=("evaluation", "optima"),
-    options=("regime_borders",),
+    options=("regime_borders", "observed"),
     every_norm=True,
 )
-def bump(evaluation: list[Row], optima: list[Row], regime_borders: Sequence[float]) -> Figure:
+def bump(
+    evaluation: list[Row], optima: list[Row], regime_borders: Sequence[float], observed: str = "quantized"
+) -> Figure:
     """Draw the curves of Figure 4 for the largest L of regime 1, or the smallest L of all if there is none.
 
     They show whether the error rises after L_training iterations, and with which step sizes.
@@ -219,7 +228,7 @@ def bump(evaluation: list[Row], optima: list[Row], regime_borders: Sequence[floa
     ]
     figure, axes = panels(names, 4.4, 1.2)
     for ax, name in zip(axes, names, strict=True):
-        draw_curves(ax, evaluation, optima, name, [depth])
+        draw_curves(ax, evaluation, optima, name, [depth], observed)
         ax.axvline(depth, color="0.6", linewidth=0.8)
         ax.set_title("\n".join(name.titles))
     finish_curves(figure, axes)
@@ -227,10 +236,12 @@ def bump(evaluation: list[Row], optima: list[Row], regime_borders: Sequence[floa
     return figure
 
 
-def draw_curves(ax: Axes, evaluation: list[Row], optima: list[Row], name: Setting, depths: list[int]) -> None:
-    """Draw the error against iterations: of one setting's trainings, of the DCT, and of the quantized frames."""
+def draw_curves(
+    ax: Axes, evaluation: list[Row], optima: list[Row], name: Setting, depths: list[int], observed: str
+) -> None:
+    """Draw the error against iterations: of one setting's trainings, of the DCT, and of the observed frames."""
     last = max(row["l_inference"] for row in evaluation)
-    for kind, norm, label, line in (("none", None, "quantized", "--"), ("dct", name[1], "DCT (untrained)", "-")):
+    for kind, norm, label, line in (("none", None, observed, "--"), ("dct", name[1], "DCT (untrained)", "-")):
         chosen = (kind, norm)
         mine = [row for row in evaluation if (row["backprop"], row["step_norm"]) == chosen]
         mse = over_seeds(mine, "l_inference", "mse")["mean"]
@@ -262,13 +273,13 @@ def mark_optimum(ax: Axes, optima: list[Row], last: int, colour: str) -> None:
         ax.plot(1.25 * last, fmean(row["optimum_mse"] for row in optima), marker="_", markersize=9, color=colour)
 
 
-def summary(evaluation: list[Row], optima: list[Row], training: list[Row]) -> str:
+def summary(evaluation: list[Row], optima: list[Row], training: list[Row], observed: str = "quantized") -> str:
     """Return the results as a short table for the terminal."""
-    quantized = next(row["mse"] for row in evaluation if row["backprop"] == "none")
+    unrestored = next(row["mse"] for row in evaluation if row["backprop"] == "none")
     dct = [row["optimum_mse"] for row in optima if row["backprop"] == "dct"][-1]
     classical, seconds = after_training_iterations(evaluation), by_operator(training, "seconds")
     lines = [
-        f"test MSE   quantized {quantized:.3e}   DCT at the optimum {dct:.3e}",
+        f"test MSE   {observed} {unrestored:.3e}   DCT at the optimum {dct:.3e}",
         f"{'mask':<12}{'step norm':<12}{'backprop':<22}{'L':>5}{'after L':>12}{'at the optimum':>16}{'training':>11}",
     ]
     for row in trained(optima):

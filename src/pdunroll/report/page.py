@@ -50,4 +50,6 @@ def render(folder: Path, name: str, runs: Path, prepared: Path) -> str:
         for section, (title, show) in registry.SECTIONS.items()
         if (html := show(experiment))
     ]
-    return sections.rendered("page.html", name=name, provenance=experiment.provenance, sections=found)
+    return sections.rendered(
+        "page.html", name=name, provenance=experiment.provenance, observed=experiment.observed, sections=found
+    )

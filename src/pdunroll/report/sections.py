@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 Row = dict[str, Any]
-BASELINES = ("original", "quantized", "dct")  # first in a list of restorations, before those by trained operators
+BASELINES = ("original", "observed", "dct")  # first in a list of restorations, before those by trained operators
 
 
 class Experiment(NamedTuple):
@@ -58,6 +58,11 @@ class Experiment(NamedTuple):
     def read(cls, folder: Path, name: str, runs: Path, prepared: Path) -> Self:
         """Return the experiment with its tables of results."""
         return cls(folder, name, runs, prepared, **read_results(folder), provenance=read_provenance(folder))
+
+    @property
+    def observed(self) -> str:
+        """What frames without restoration are called, such as "quantized"."""
+        return self.provenance.get("observed", "quantized")
 
     def table(self, name: str, stage: str) -> list[Row]:
         """Return the rows of another table of the command `stage`; none if that has not run."""
@@ -124,7 +129,7 @@ def results(experiment: Experiment) -> str:
         }
         for key, mse in ends.items()
     ]
-    return rendered("results.html", results=rows)
+    return rendered("results.html", results=rows, observed=experiment.observed)
 
 
 @section("more", "More figures")
@@ -167,6 +172,7 @@ def origin(experiment: Experiment) -> str:
         provenance=experiment.provenance,
         hours=sum(row["seconds"] for row in experiment.training) / 3600,
         manifest=read_manifest(experiment.prepared),
+        observed=experiment.observed,
         environment=[entry for number, entry in enumerate(environments) if entry not in environments[:number]],
         settings=settings.read_text(encoding="utf-8") if settings.is_file() else None,
     )
@@ -244,8 +250,11 @@ def best_operators(runs: Path) -> list[Row]:
     return found
 
 
-def sentences(folder: Path) -> list[Row]:
-    """Return the test sentences to listen to, each with its restorations: audio and spectrogram as data URIs."""
+def sentences(folder: Path, observed: str) -> list[Row]:
+    """Return the test sentences to listen to, each with its restorations: audio and spectrogram as data URIs.
+
+    `observed` is what the sentences without restoration are called.
+    """
     if not (folder / "index.json").is_file():
         return []
     found: dict[str, list[Row]] = {}
@@ -259,7 +268,7 @@ def sentences(folder: Path) -> list[Row]:
         found.setdefault(entry["name"], []).append({**entry, "audio": audio, "spectrogram": spectrogram(path)})
 
     def order(take: Row) -> tuple[Any, ...]:
-        kind = take["restoration"]
+        kind = "observed" if take["restoration"] == observed else take["restoration"]
         number = BASELINES.index(kind) if kind in BASELINES else len(BASELINES)
         return number, kind, take["step_norm"] or "", take["primal_mask"] or ""
 

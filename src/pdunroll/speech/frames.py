@@ -1,8 +1,9 @@
-"""From recordings to the dataset: peak normalisation, frames, quantization, and their storage on disk.
+"""From recordings to the dataset: peak normalisation, frames, degradation, and their storage on disk.
 
 A prepared folder holds manifest.json and one npz for each split. The npz has the samples as recorded (int16 where the
-source has them), each file's peak and the numbers of the quantization cells, from which y and x follow exactly:
-y = samples / peak in float64, x = the centre of the cell.
+source has them), each file's peak and the numbers of the quantization cells, or of the clipped and missing samples
+(`pdunroll.speech.degradation`), from which y and x follow exactly: y = samples / peak in float64, x = the centre of the
+cell.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,11 @@ from pdunroll.errors import InputError, require_integer
 from pdunroll.files import digest, read_json, replaced, write_json
 from pdunroll.processes import command
 from pdunroll.speech import quantizer
+from pdunroll.speech.degradation import Degradation, Observed
 from pdunroll.speech.sources import SAMPLE_RATE, SPLITS, Recording
+
+if TYPE_CHECKING:
+    from pdunroll.core.problem import Box
 
 MANIFEST = "manifest.json"
 
@@ -33,21 +38,43 @@ class Frames:
         truth: y, (frames, n), of files scaled to peak 1.
         observation: x, (frames, n).
         file: the number of each frame's file in the manifest, (frames,).
+        bounds: the least and the largest value that the true samples may have, (frames, n) each, where they are not
+            x - radius and x + radius.
+        radius: half a quantization step, where they are.
     """
 
     truth: NDArray[np.float32]
     observation: NDArray[np.float32]
     file: NDArray[np.int64]
+    bounds: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
+    radius: float | None = None
+
+    def box(self, numbers: NDArray) -> Box:
+        """Return what is known of the frames with these numbers."""
+        import torch
+
+        from pdunroll.core.problem import Box
+
+        x = torch.from_numpy(self.observation[numbers])
+        if self.bounds is None:
+            return Box.around(x, self.radius or 0.0)
+        lower, upper = (torch.from_numpy(bound[numbers]) for bound in self.bounds)
+        return Box.between(lower, upper, x)
 
 
-def prepare(recordings: Iterable[Recording], folder: Path, *, frame_length: int, bits: int) -> dict[str, Any]:
-    """Cut recordings into frames, quantize and store them.
+def prepare(
+    recordings: Iterable[Recording], folder: Path, *, frame_length: int, bits: int, level: float | None = None,
+    missing: float = 0.0,
+) -> dict[str, Any]:  # fmt: skip
+    """Cut recordings into frames, degrade and store them.
 
     Args:
         recordings: of all three splits.
         folder: the prepared folder; it is replaced if an earlier call has written it.
         frame_length: n in samples, >= 1; a rest at a file's end is dropped.
         bits: 1 to 32.
+        level: where samples are clipped, as a share of the file's peak; see `Degradation`.
+        missing: the share of missing samples.
 
     Returns:
         The manifest: settings, statistics and files of each split, and a digest of it all.
@@ -57,8 +84,9 @@ def prepare(recordings: Iterable[Recording], folder: Path, *, frame_length: int,
             recording, and naming `folder` if it holds anything that no earlier call has written.
     """
     require_integer("data.frame_length", frame_length, 1)
+    degradation = Degradation(bits, level, missing)
     with replaced(folder, "prepared", prepared_files) as partial:
-        return _store(_cut(recordings, frame_length, bits), partial, frame_length, bits)
+        return _store(_cut(recordings, frame_length, degradation), partial, frame_length, degradation)
 
 
 def prepared_files(folder: Path) -> set[str]:
@@ -70,11 +98,11 @@ def prepared_files(folder: Path) -> set[str]:
     return {MANIFEST, *(f"{split}.npz" for split in splits)}
 
 
-Splits = dict[str, list[tuple[dict[str, Any], NDArray, NDArray]]]  # for each file: manifest entry, samples, cells
+Splits = dict[str, list[tuple[dict[str, Any], NDArray, NDArray]]]  # for each file: manifest entry, samples, codes
 
 
-def _cut(recordings: Iterable[Recording], frame_length: int, bits: int) -> Splits:
-    """Return the frames of each recording and their quantization cells, by split."""
+def _cut(recordings: Iterable[Recording], frame_length: int, degradation: Degradation) -> Splits:
+    """Return the frames of each recording and what is stored of their degraded samples, by split."""
     splits: Splits = {split: [] for split in SPLITS}
     seen: dict[str, Recording] = {}
     for recording in recordings:
@@ -95,7 +123,7 @@ def _cut(recordings: Iterable[Recording], frame_length: int, bits: int) -> Split
             )
         count = len(samples) // frame_length
         frames = samples[: count * frame_length].reshape(count, frame_length)
-        codes = quantizer.encode(frames / np.float64(peak), bits).astype(np.min_scalar_type(2**bits - 1))
+        codes = degradation.encode(frames / np.float64(peak), seed=int(content[:16], 16))
         entry = {"name": recording.name, "sha256": content, "samples": len(samples), "peak": peak, "frames": count}
         splits[recording.split].append((entry, frames, codes))
     for split, files in splits.items():
@@ -104,9 +132,10 @@ def _cut(recordings: Iterable[Recording], frame_length: int, bits: int) -> Split
     return splits
 
 
-def _store(splits: Splits, folder: Path, frame_length: int, bits: int) -> dict[str, Any]:
+def _store(splits: Splits, folder: Path, frame_length: int, degradation: Degradation) -> dict[str, Any]:
     """Write one npz for each split and the manifest; return the manifest."""
-    settings = {"frame_length": frame_length, "bits": bits, "sample_rate": SAMPLE_RATE}
+    settings = {"frame_length": frame_length, "bits": degradation.bits, "sample_rate": SAMPLE_RATE}
+    settings |= degradation.beyond_quantization
     manifest: dict[str, Any] = {"settings": settings, "splits": {}}
     for split, files in splits.items():
         entries, frames, codes = zip(*files, strict=True)
@@ -119,7 +148,7 @@ def _store(splits: Splits, folder: Path, frame_length: int, bits: int) -> dict[s
         path = folder / f"{split}.npz"
         np.savez(path, **arrays)
         manifest["splits"][split] = {
-            **_statistics(*_decoded(arrays, bits), quantizer.radius(bits)),
+            **_statistics(*_decoded(arrays, degradation)),
             "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
             "files": list(entries),
         }
@@ -156,23 +185,29 @@ def load(folder: Path, split: str) -> Frames:
     path = folder / f"{split}.npz"
     if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != manifest["splits"][split]["sha256"]:
         raise InputError(f"{path} is missing or damaged; run `{command('prepare')}` again")
+    degradation = Degradation.of(manifest["settings"])
     with np.load(path) as arrays:
-        truth, observation = _decoded(arrays, manifest["settings"]["bits"])
-        return Frames(truth.astype(np.float32), observation.astype(np.float32), arrays["file_number"].astype(np.int64))
+        truth, observed = _decoded(arrays, degradation)
+        observation, lower, upper = (part.astype(np.float32) for part in observed)
+        file = arrays["file_number"].astype(np.int64)
+    if degradation.beyond_quantization:
+        return Frames(truth.astype(np.float32), observation, file, bounds=(lower, upper))
+    return Frames(truth.astype(np.float32), observation, file, radius=quantizer.radius(degradation.bits))
 
 
-def _decoded(arrays: Any, bits: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return y and x, (frames, n), in float64."""
+def _decoded(arrays: Any, degradation: Degradation) -> tuple[NDArray[np.float64], Observed]:
+    """Return y, (frames, n), and what is known of it, in float64."""
     truth = arrays["samples"] / arrays["peak"][arrays["file_number"], None]
-    return truth, quantizer.decode(arrays["codes"].astype(np.float64), bits)
+    return truth, degradation.decode(arrays["codes"])
 
 
-def _statistics(truth: NDArray, observation: NDArray, half_step: float) -> dict[str, Any]:
+def _statistics(truth: NDArray, observed: Observed) -> dict[str, Any]:
+    observation, lower, upper = observed
     mse = float(np.mean((truth - observation) ** 2))
     return {
         "frames": len(truth),
         "quantized_mse": mse,
         "quantized_snr_db": float(10 * np.log10(np.mean(truth**2) / mse)),
-        # frames with all samples in the two middle cells, where 0 is feasible and therefore optimal
-        "trivial_share": float(np.mean((np.abs(observation) <= half_step).all(axis=1))),
+        # frames where 0 is feasible and therefore optimal: all samples in the two middle cells
+        "trivial_share": float(np.mean(((lower <= 0) & (upper >= 0)).all(axis=1))),
     }

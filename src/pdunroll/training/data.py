@@ -15,8 +15,8 @@ from pdunroll.speech.frames import Frames
 class FrameData(pl.LightningDataModule):
     """Training and validation frames; the order of pass p depends on the seed and p only.
 
-    Batches are pairs (y, x), each (batch_size, n). `fit` reads the training frames of a pass in as many parts as there
-    are validations in it.
+    Batches are pairs (y, x), each (batch_size, n), or (y, x, lower, upper) where frames have bounds. `fit` reads the
+    training frames of a pass in as many parts as there are validations in it.
 
     Args:
         train: the training frames.
@@ -44,7 +44,7 @@ class FrameData(pl.LightningDataModule):
         super().__init__()
         self.batch_size, self.seed, self.shuffle_buffer = batch_size, seed, shuffle_buffer
         self.train, self.validation = (
-            TensorDataset(torch.from_numpy(frames.truth), torch.from_numpy(frames.observation))
+            TensorDataset(*map(torch.from_numpy, (frames.truth, frames.observation, *(frames.bounds or ()))))
             for frames in (train, validation)
         )
         self.frames_per_pass = min(len(self.train), train_frames or len(self.train))

@@ -24,7 +24,8 @@ TOLERATED = 1.5  # times the validation MSE at the start
 class UnrolledTraining(pl.LightningModule):
     """The unrolled network, trained by Adam on half the squared error, summed over the batch.
 
-    A batch is a pair (y, x) of true and observed frames, (B, n) each; `forward` takes x alone. The scale of the loss is
+    A batch is a pair (y, x) of true and observed frames, (B, n) each, or (y, x, lower, upper) with the bounds of the
+    true samples; `forward` takes all but y. The scale of the loss is
     that of the authors' code: Adam divides it out but for its epsilon, which a mean over the samples would come close
     to. At each validation, or each epoch without one, the module logs train_mse (since the last time), validation_mse,
     learning_rate, gradient_norm and operator_norm (||K||_2); errors are means over frames and samples. `best_operator`
@@ -32,7 +33,7 @@ class UnrolledTraining(pl.LightningModule):
 
     Args:
         frame_length: n, samples.
-        radius: half a quantization step.
+        radius: half a quantization step; None if batches have bounds.
         iterations: L.
         backprop: the strategy, or what `described` returned for one; `Full()` if None.
         rows: m; n if None.
@@ -60,7 +61,7 @@ class UnrolledTraining(pl.LightningModule):
         self,
         *,
         frame_length: int,
-        radius: float,
+        radius: float | None,
         iterations: int,
         backprop: Backprop | dict[str, Any] | None = None,
         rows: int | None = None,
@@ -107,16 +108,16 @@ class UnrolledTraining(pl.LightningModule):
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def forward(self, observation: Tensor) -> Tensor:
-        """Return y^L (B, n) for x (B, n)."""
-        return self.network(observation)
+    def forward(self, *observed: Tensor) -> Tensor:
+        """Return y^L (B, n) for x (B, n), or for x and bounds."""
+        return self.network(*observed)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
+    def training_step(self, batch: tuple[Tensor, ...], batch_index: int) -> Tensor:
         """Return half the squared error of a batch; raise `DivergenceError` where numbers give out."""
-        truth, observation = batch
+        truth, *observed = batch
         if not 1 / LARGEST < (size := largest_entry(self.network.operator)) < LARGEST:
             raise self._diverged(f"largest entry of K {size:.3g}")
-        loss = 0.5 * (self._restored(observation) - truth).square().sum()
+        loss = 0.5 * (self._restored(*observed) - truth).square().sum()
         if not math.isfinite(value := loss.item()):
             raise self._diverged(f"loss {value}")
         self.sums.update(loss=value, samples=truth.numel())
@@ -128,10 +129,10 @@ class UnrolledTraining(pl.LightningModule):
             raise self._diverged(f"gradient norm {norm}")
         self.sums.update(gradient_norms=norm, steps=1)
 
-    def _restored(self, observation: Tensor) -> Tensor:
+    def _restored(self, *observed: Tensor) -> Tensor:
         """Return y^L; before the first step no learning rate can be at fault for an error."""
         try:
-            return self.network(observation)
+            return self.network(*observed)
         except InputError as error:
             raise (error if self.global_step == 0 else self._diverged(str(error))) from None
 
@@ -141,21 +142,21 @@ class UnrolledTraining(pl.LightningModule):
             f"which is {self.hparams.learning_rate:g}"
         )
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
+    def validation_step(self, batch: tuple[Tensor, ...], batch_index: int) -> None:
         """Sum up the squared errors of a batch."""
-        truth, observation = batch
-        squares, unrestored = (_squares(y - truth) for y in (self._restored(observation), observation))
+        truth, *observed = batch
+        squares, unrestored = (_squares(y - truth) for y in (self._restored(*observed), observed[0]))
         self.sums.update(squares=squares, unrestored=unrestored, validated=truth.numel())
 
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
+    def test_step(self, batch: tuple[Tensor, ...], batch_index: int) -> None:
         """Log the mean squared error as test_mse."""
-        truth, observation = batch
-        mse = (self.network(observation) - truth).square().mean()
+        truth, *observed = batch
+        mse = (self.network(*observed) - truth).square().mean()
         self.log("test_mse", mse, on_step=False, on_epoch=True, batch_size=len(truth))
 
-    def predict_step(self, batch: Tensor | tuple[Tensor, Tensor], batch_index: int) -> Tensor:
-        """Return y^L of a batch, x (B, n) or a pair (y, x)."""
-        return self.network(batch if isinstance(batch, Tensor) else batch[1])
+    def predict_step(self, batch: Tensor | tuple[Tensor, ...], batch_index: int) -> Tensor:
+        """Return y^L of a batch, x (B, n) or what a batch of training has."""
+        return self.network(batch) if isinstance(batch, Tensor) else self.network(*batch[1:])
 
     def on_validation_epoch_end(self) -> None:
         """Keep the best operator, log, and raise `DivergenceError` if the operator restores nothing any more."""

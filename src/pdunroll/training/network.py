@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from pdunroll.core.gradients import Backprop, unroll
-from pdunroll.core.problem import dct_operator
+from pdunroll.core.problem import Box, dct_operator
 
 
 class UnrolledNetwork(nn.Module):
@@ -16,7 +16,7 @@ class UnrolledNetwork(nn.Module):
         *,
         rows: int,
         frame_length: int,
-        radius: float,
+        radius: float | None,
         iterations: int,
         backprop: Backprop,
         step_ratio: float = 10.0,
@@ -32,12 +32,13 @@ class UnrolledNetwork(nn.Module):
         self.extrapolation = extrapolation
         self.step_norm = step_norm
 
-    def forward(self, observation: Tensor) -> Tensor:
-        """X (B, n) -> y^L (B, n)."""
+    def forward(self, observation: Tensor, lower: Tensor | None = None, upper: Tensor | None = None) -> Tensor:
+        """Return y^L (B, n) for x (B, n), and the bounds of the true samples where they are not x +- radius."""
+        box = None if lower is None or upper is None else Box.between(lower, upper, observation)
         return unroll(
             self.operator,
-            observation,
-            radius=self.radius,
+            observation if box is None else box,
+            radius=self.radius if box is None else None,
             iterations=self.iterations,
             backprop=self.backprop,
             step_ratio=self.step_ratio,

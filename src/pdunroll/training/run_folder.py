@@ -27,7 +27,6 @@ from pdunroll.errors import InputError
 from pdunroll.files import atomic, read_array, read_json, write_json
 from pdunroll.processes import command
 from pdunroll.speech.frames import read_manifest
-from pdunroll.speech.quantizer import radius
 from pdunroll.training.code_digest import PACKAGE, WITHOUT, source_digest
 from pdunroll.training.run_key import RunKey
 from pdunroll.training.schema import Record
@@ -43,11 +42,10 @@ def identify(settings: dict[str, Any], prepared: Path) -> dict[str, Any]:
     Raises `InputError` if the frames in `prepared` were made with other settings.
     """
     manifest = read_manifest(prepared)
-    for key in ("frame_length", "bits"):
-        if manifest["settings"][key] != (value := settings["data"][key]):
+    for key in ("frame_length", "bits", "level", "missing"):
+        if (found := manifest["settings"].get(key)) != (value := settings["data"].get(key)):
             raise InputError(
-                f"{prepared} was prepared with data.{key}={manifest['settings'][key]}, not {value}; "
-                f"run `{command('prepare')}` first"
+                f"{prepared} was prepared with data.{key}={found}, not {value}; run `{command('prepare')}` first"
             )
     strategy = strategy_code(settings["backprop"])
     return {"settings": settings, "data": manifest["digest"], "strategy": strategy, "code": training_code()}
@@ -194,11 +192,6 @@ class Run(NamedTuple):
     def iterations(self) -> int:
         """L in training."""
         return self.settings["network"]["iterations"]
-
-    @property
-    def radius(self) -> float:
-        """Half a quantization step."""
-        return radius(self.settings["data"]["bits"])
 
     @property
     def step_ratio(self) -> float:

@@ -16,6 +16,7 @@ from pdunroll.config import Tracking
 from pdunroll.core.engine import product_name
 from pdunroll.core.gradients import Backprop
 from pdunroll.errors import DivergenceError
+from pdunroll.speech.degradation import Degradation
 from pdunroll.speech.frames import load
 from pdunroll.speech.quantizer import radius
 from pdunroll.training.data import FrameData
@@ -140,7 +141,7 @@ def training_module(settings: dict[str, Any], strategy: Backprop, data: FrameDat
     counted = data.steps_per_pass if optimization["decay_counts"] == "steps" else data.frames_per_pass
     return UnrolledTraining(
         frame_length=settings["data"]["frame_length"],
-        radius=radius(settings["data"]["bits"]),
+        radius=None if Degradation.of(settings["data"]).beyond_quantization else radius(settings["data"]["bits"]),
         backprop=strategy,
         **settings["network"],
         learning_rate=optimization["learning_rate"],
