@@ -156,8 +156,8 @@ def speech(experiment: Experiment) -> str:
         entry = found.setdefault((*key.values(), row.get("run")), {**key, "metrics": {}})
         entry["metrics"][row["metric"]] = row
     return rendered(
-        "speech.html", quality=list(found.values()), sentences=sentences(experiment.folder / "audio"),
-        command=command("quality", experiment.name),
+        "speech.html", quality=list(found.values()), command=command("quality", experiment.name),
+        sentences=sentences(experiment.folder / "audio", experiment.observed),
     )  # fmt: skip
 
 
