@@ -17,7 +17,7 @@ import pdunroll
 from pdunroll.commands.entry import CONF, InputError, build, settings
 from pdunroll.speech.sources import IEEE, Folder, Synthetic
 
-GROUPS = ("data", "backprop", "algorithm", "callbacks", "experiment", "sweep", "trainer", "tracking")
+GROUPS = ("data", "degradation", "backprop", "algorithm", "callbacks", "experiment", "sweep", "trainer", "tracking")
 
 
 def options(group: str) -> list[str]:
@@ -35,7 +35,8 @@ def test_groups_are_those_of_the_folder():
     assert options("backprop") == ["full", "implicit", "truncated"]
     assert options("callbacks") == ["early_stopping"]
     assert options("algorithm") == ["chambolle_pock", "halpern"]
-    assert options("experiment") == ["demo", "paper", "quick", "smoke"]
+    assert options("degradation") == ["clipped", "missing", "quantized", "quantized_clipped"]
+    assert options("experiment") == ["declip", "demo", "paper", "quick", "smoke"]
     assert options("sweep") == ["regime1", "regime2", "regime3", "regimes"]
     assert options("tracking") == ["off", "offline", "online"]
 

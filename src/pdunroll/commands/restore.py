@@ -1,4 +1,4 @@
-"""Restore a recording of low bit depth."""
+"""Restore a recording of low bit depth, or a clipped one."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ def parser() -> Parser:
     """Return the parser of the command line."""
     found = Parser(
         prog="python -m pdunroll restore",
-        description="Restore a recording of low bit depth. Every sample stays within its quantization cell; every "
-        "frame is the sparsest one there under a learned operator, certified by its duality gap.",
+        description="Restore a recording of low bit depth, or with --declip a clipped one. Every sample stays within "
+        "its quantization cell; every frame is the sparsest one there under a learned operator, certified by its "
+        "duality gap.",
         epilog="Any length, rate and number of channels; the rate is kept. Prints the cells that were found, the "
         "number of certified frames and the time.",
         allow_abbrev=False,
@@ -34,6 +35,10 @@ def parser() -> Parser:
         "made of it; default: the one that comes with pdunroll, trained on speech at 4 bits and 16 kHz")  # fmt: skip
     add("--bits", type=int, metavar="N", help="take the cells of `pdunroll.quantize` with N bits (mid-rise, on "
         "[-1, 1]) instead of finding them from the file")  # fmt: skip
+    add("--declip", action="store_true", help="the recording is clipped instead: restore its clipped samples, and "
+        "leave the others as they are")  # fmt: skip
+    add("--level", type=float, metavar="L", help="with --declip: samples are clipped from this amplitude on (1 is full "
+        "scale) instead of where the recording says")  # fmt: skip
     add("--reference", type=Path, metavar="FILE", help="the recording before quantization: prints SDR and SI-SDR of "
         "input and result against it")  # fmt: skip
     return found
@@ -42,6 +47,16 @@ def parser() -> Parser:
 def main() -> None:
     """Restore the recording that the command line names."""
     given = parser().parse_args()
+    common = {"operator": given.operator, "reference": given.reference}
+    if given.declip:
+        from pdunroll.restore.declip import declip_file
+
+        if given.bits is not None:
+            raise InputError("--bits is for quantized recordings; leave it out with --declip")
+        declip_file(given.input, given.output, level=given.level, **common)
+        return
+    if given.level is not None:
+        raise InputError("--level is for clipped recordings; it goes with --declip")
     from pdunroll.restore.restore import restore_file
 
-    restore_file(given.input, given.output, operator=given.operator, bits=given.bits, reference=given.reference)
+    restore_file(given.input, given.output, bits=given.bits, **common)
