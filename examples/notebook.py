@@ -19,6 +19,7 @@
 
 # %%
 import tempfile
+import warnings
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -30,6 +31,7 @@ import pdunroll
 from pdunroll.speech import frames
 from pdunroll.speech.sources import Synthetic
 
+warnings.filterwarnings("ignore", message="IProgress not found")
 torch.manual_seed(0)
 torch.set_num_threads(1)  # for matrices as small as these, more threads only wait for each other
 plt.rcParams.update({"axes.grid": True, "grid.alpha": 0.25, "figure.dpi": 110})
