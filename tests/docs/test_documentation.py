@@ -18,6 +18,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from conftest import ROOT, SMOKE_RUNS, copy_repository, environment, settings_of
 from pdunroll.__main__ import COMMANDS
+from pdunroll.claims import registry as claims
 from pdunroll.commands.restore import parser
 from pdunroll.report import registry
 from pdunroll.speech import quantizer
