@@ -16,6 +16,7 @@ import torch
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+import pdunroll
 from conftest import ROOT, SMOKE_RUNS, copy_repository, environment, settings_of
 from pdunroll.__main__ import COMMANDS
 from pdunroll.claims import registry as claims
@@ -212,6 +213,11 @@ def test_python_blocks_run(page, monkeypatch):
     }  # fmt: skip
     for text in fenced(page, "python"):
         exec(text, given)
+
+
+def test_the_reference_has_the_whole_interface():
+    text = (ROOT / "docs/reference.md").read_text()
+    assert set(re.findall(r"^::: pdunroll\.(\w+)$", text, re.M)) == set(pdunroll.__all__)
 
 
 def test_the_site_is_built_strictly(tmp_path):
