@@ -30,7 +30,7 @@ docs: docs/notebook/index.md
 docs/notebook/index.md: examples/notebook.py .venv/docs-installed
 	mkdir -p $(@D)
 	jupytext --to ipynb --execute --output $(@D)/index.ipynb $<
-	jupyter nbconvert --to markdown --coalesce-streams $(@D)/index.ipynb
+	jupyter nbconvert --to markdown --CoalesceStreamsPreprocessor.enabled=True $(@D)/index.ipynb
 
 .venv/docs-installed: .venv/installed
 	$(BIN)/pip install --disable-pip-version-check --editable '.[docs]'
