@@ -45,4 +45,4 @@ docs/notebook/index.md: examples/notebook.py .venv/docs-installed
 
 clean: # all that git ignores there; the committed record of the paper's runs stays
 	rm -rf .venv
-	git clean -qfdX outputs multirun
+	git clean -qfdX outputs multirun docs site
