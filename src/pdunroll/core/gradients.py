@@ -93,7 +93,7 @@ class Full(Backprop):
     Raises:
         InputError: for settings out of range.
 
-    Examples:
+    Example:
         >>> import pdunroll
         >>> pdunroll.Full(primal_mask="released", checkpoint_every=10)
         Full(primal_mask='released', checkpoint_every=10)
@@ -167,7 +167,7 @@ class Truncated(Backprop):
     Raises:
         InputError: for settings out of range.
 
-    Examples:
+    Example:
         >>> import pdunroll
         >>> pdunroll.Truncated(iterations=30)
         Truncated(primal_mask='active_set', iterations=30)
@@ -258,7 +258,7 @@ def unroll(
     Raises:
         InputError: (a ValueError) for shapes, dtypes or settings out of range.
 
-    Examples:
+    Example:
         >>> import pdunroll, torch
         >>> operator, x = torch.eye(2, requires_grad=True), torch.tensor([[0.5, 0.1]])
         >>> y = pdunroll.unroll(operator, x, radius=0.2, iterations=100, backprop=pdunroll.Full())
