@@ -49,7 +49,7 @@ class ChambollePock:
         tau: the primal step size.
         theta: the extrapolation, in [0, 1].
 
-    Example:
+    Examples:
         >>> import torch
         >>> from pdunroll.core.chambolle_pock import ChambollePock
         >>> from pdunroll.core.problem import Dequantization
@@ -126,7 +126,7 @@ def chambolle_pock(
         InputError: for settings out of range, for an operator that is zero, not finite or no matrix, and for step sizes
             out of the range of its dtype.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from pdunroll.core.chambolle_pock import chambolle_pock
         >>> algorithm = chambolle_pock(2 * torch.eye(4), radius=1 / 16, step_ratio=10.0, step_norm="spectral")
@@ -189,7 +189,7 @@ def spectral_norm(operator: Tensor) -> float:
     Raises:
         InputError: for what is no matrix and for entries that are not finite.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from pdunroll.core.chambolle_pock import frobenius_norm, spectral_norm
         >>> K = torch.tensor([[3.0, 0.0], [0.0, 4.0]])

@@ -62,7 +62,7 @@ class RestartedHalpern(Algorithm):
     Raises:
         InputError: for settings that are not positive.
 
-    Example:
+    Examples:
         >>> import pdunroll, torch
         >>> operator, x = torch.eye(2), torch.tensor([[0.5, 0.1]])
         >>> found = pdunroll.solve(operator, x, radius=0.2, algorithm=pdunroll.RestartedHalpern(period=5))

@@ -46,7 +46,7 @@ class Implicit(Backprop):
     Raises:
         InputError: for settings out of range, and for a `primal_mask` other than "active_set", which has no limit.
 
-    Example:
+    Examples:
         >>> import pdunroll, torch
         >>> operator, x = torch.eye(2, requires_grad=True), torch.tensor([[0.5, 0.1]])
         >>> y = pdunroll.unroll(operator, x, radius=0.2, iterations=100, backprop=pdunroll.Implicit())

@@ -43,7 +43,7 @@ class Dequantization:
     Raises:
         InputError: for a radius that is no finite number above 0.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from pdunroll.core.problem import Dequantization
         >>> problem = Dequantization(radius=0.25)
@@ -184,7 +184,7 @@ def dct_operator(rows: int, columns: int, dtype: torch.dtype = torch.float32) ->
     Raises:
         InputError: for sizes that are no integers above 0 and for a dtype that is no floating-point one of torch.
 
-    Example:
+    Examples:
         >>> import pdunroll
         >>> pdunroll.dct_operator(2, 2)
         tensor([[ 0.7071,  0.7071],

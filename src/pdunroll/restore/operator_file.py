@@ -40,7 +40,7 @@ def load(path: str | Path) -> Operator:
         InputError: naming the file if it is missing or damaged, or if it holds no finite matrix of floating-point
             numbers.
 
-    Example:
+    Examples:
         >>> from pdunroll.restore import operator_file
         >>> matrix, provenance = operator_file.load(operator_file.SHIPPED)
         >>> matrix.shape, provenance["bits"], provenance["sample_rate"]

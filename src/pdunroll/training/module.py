@@ -44,7 +44,7 @@ class UnrolledTraining(pl.LightningModule):
         adam_epsilon: 1e-7 in the released code.
         decay: steps until the final rate; those of the Trainer if None.
 
-    Example:
+    Examples:
         >>> import pdunroll
         >>> module = UnrolledTraining(frame_length=16, radius=1 / 16, iterations=10, backprop=pdunroll.Full())
         >>> module(torch.zeros(2, 16)).shape
@@ -202,7 +202,7 @@ def _squares(errors: Tensor) -> float:
 def described(strategy: Backprop) -> dict[str, Any]:
     """Return a strategy as plain data: the class by its full name, with its settings.
 
-    Example:
+    Examples:
         >>> import pdunroll
         >>> rebuilt(described(pdunroll.Truncated(iterations=10)))
         Truncated(primal_mask='active_set', iterations=10)
