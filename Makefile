@@ -1,7 +1,7 @@
 # make reproduce   install into .venv, run the whole chain on synthetic speech, draw the figures
 # make test        install if needed, run the tests
 # make lint        check style as the tests do
-# LOCK= installs the newest versions that pyproject.toml allows, instead of the exact ones of requirements.lock
+# LOCK= installs the newest versions that pyproject.toml allows, instead of the exact files that requirements.lock names
 
 PYTHON ?= python3
 LOCK ?= requirements.lock
@@ -27,7 +27,8 @@ lint: .venv/installed
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "pdunroll needs Python 3.11 or newer; name one by: make $(or $(MAKECMDGOALS),reproduce) PYTHON=python3.12" >&2; exit 2; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --disable-pip-version-check $(addprefix --constraint ,$(LOCK)) --editable '.[dev]'
+	$(if $(LOCK),$(BIN)/pip install --disable-pip-version-check --no-deps --require-hashes --requirement $(LOCK))
+	$(BIN)/pip install --disable-pip-version-check --editable '.[dev]' # with CUDA's libraries, where torch asks for them
 	touch $@
 
 clean: # all that git ignores there; the committed record of the paper's runs stays
