@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 
 COMMANDS = {
@@ -33,12 +32,12 @@ def main() -> None:
         print(f"pdunroll: there is no command {name!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
         raise SystemExit(2)
     else:
-        from pdunroll.commands.entry import run
+        from pdunroll.commands.start import run
 
         given = sys.argv[2:]
         sweeping = [flag for flag in given if flag in ("-m", "--multirun")]  # Hydra takes them before overrides only
         sys.argv = [f"pdunroll {name}", *sweeping, *(part for part in given if part not in sweeping)]
-        run(importlib.import_module(f"pdunroll.commands.{name}").main, composed=name != "restore")
+        run(name)
 
 
 if __name__ == "__main__":
