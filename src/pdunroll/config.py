@@ -179,7 +179,10 @@ class Config:
     network: Network = field(default_factory=Network)
     optimization: Optimization = field(default_factory=Optimization)
     trainer: Trainer = MISSING
+    optimizer: dict[str, Any] = MISSING  # a torch.optim.Optimizer, as a partial that is given the parameters and lr
+    schedule: dict[str, Any] | None = None  # a torch LRScheduler, stepped every step; null: the rate falls linearly
     callbacks: dict[str, Any] = field(default_factory=dict)  # further callbacks of Lightning, by any name
+    logger: dict[str, Any] = field(default_factory=dict)  # further loggers of Lightning, by any name
     tracking: Tracking = MISSING
     evaluation: Evaluation = field(default_factory=Evaluation)
     theory: Theory = field(default_factory=Theory)
@@ -190,11 +193,17 @@ class Config:
     @property
     def scientific(self) -> dict[str, Any]:
         """The settings that a training's result depends on."""
-        own = {"trainer": self.trainer.options, "callbacks": self.callbacks}
+        adam = {"_target_": "torch.optim.Adam", "_partial_": True, "eps": self.optimization.adam_epsilon, "fused": True}
+        own = {
+            "optimizer": self.optimizer if self.optimizer != adam else None,  # as in records from before the setting
+            "schedule": self.schedule,
+            "trainer": self.trainer.options,
+            "callbacks": self.callbacks,
+        }
         return {
             "seed": self.seed,
             "data": {"name": self.data.name, "frame_length": self.data.frame_length, "bits": self.data.bits},
-            "backprop": self.backprop,
+            "backprop": _recorded(self.backprop),
             "network": asdict(self.network),
             "optimization": asdict(self.optimization),
             **{name: given for name, given in own.items() if given},
@@ -204,6 +213,12 @@ class Config:
     def outputs(self) -> Path:
         """Where the tables and figures of this experiment are."""
         return Path("outputs") / self.name
+
+
+def _recorded(mode: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of a mode without `checkpoint_every` where it is not used, as older records hold them."""
+    kept = {name: value for name, value in mode.items() if (name, value) != ("checkpoint_every", None)}
+    return {name: _recorded(value) if isinstance(value, dict) else value for name, value in kept.items()}
 
 
 def check_settings(config: Config) -> None:
@@ -226,8 +241,12 @@ def check_settings(config: Config) -> None:
     _require_target("data.source", config.data.source)
     _require_target("backprop.strategy", config.backprop.get("strategy"))
     _require_target("algorithm", config.algorithm)
-    for name, node in config.callbacks.items():
-        _require_target(f"callbacks.{name}", node)
+    _require_target("optimizer", config.optimizer)
+    if config.schedule is not None:
+        _require_target("schedule", config.schedule)
+    for group, nodes in (("callbacks", config.callbacks), ("logger", config.logger)):
+        for name, node in nodes.items():
+            _require_target(f"{group}.{name}", node)
 
 
 def _require_target(name: str, node: object) -> None:
