@@ -7,6 +7,7 @@ import sys
 COMMANDS = {
     "prepare": "quantize speech and cut it into frames",
     "train": "train one operator, or with -m a sweep of them",
+    "operators": "write the trained operators as files of their own, for restore and for DVC",
     "evaluate": "compute the test error after every number of iterations and at the certified optimum",
     "theory": "measure whether the paper's theorems apply, and how near the gradients are to their limits",
     "quality": "score restored sentences by SDR, SI-SDR, PESQ and STOI",

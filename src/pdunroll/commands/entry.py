@@ -13,6 +13,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from pdunroll.commands import help
 from pdunroll.commands.start import one_line_errors
 from pdunroll.config import CONF, Config, Trainer, check_settings
 from pdunroll.errors import InputError
@@ -23,6 +24,7 @@ Result = TypeVar("Result")
 log = logging.getLogger(__name__)
 
 ConfigStore.instance().store(name="schema", node=Config)
+ConfigStore.instance().store(group="hydra/help", name="settings", node=help.node())
 
 
 def entry(command: Callable[[Config], Result]) -> Callable[[], Result]:
