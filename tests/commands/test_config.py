@@ -177,6 +177,14 @@ def test_settings_of_the_wrong_type_or_name_are_refused():
             composed(override)
 
 
+def test_slurm_sends_a_job_again_that_has_run_out_of_time():
+    own = ("account=a", "qos=q", "gres=gpu:1", "partition=p")
+    given = [f"hydra.launcher.{part}" for part in own]
+    launcher = composed("hydra/launcher=cluster", *given, hydra=True).hydra.launcher
+    assert (launcher.account, launcher.qos, launcher.gres, launcher.partition) == ("a", "q", "gpu:1", "p")
+    assert launcher.max_num_timeout == 10
+
+
 def test_records_hold_what_is_not_the_default():
     plain = settings(composed("backprop=full")).scientific
     assert not {"optimizer", "schedule", "logger"} & set(plain)

@@ -1,4 +1,4 @@
-"""The text of `pdunroll COMMAND --help`: the groups of conf/, and each setting with its comment in `pdunroll.config`."""
+"""The text of `pdunroll COMMAND --help`: the groups of conf/, and every setting with its comment in `config.py`."""
 
 from __future__ import annotations
 
