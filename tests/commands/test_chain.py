@@ -17,7 +17,7 @@ import torch
 import yaml
 
 import pdunroll
-from conftest import SMOKE_RUNS, command, environment, replace, repro, table
+from conftest import ROOT, SMOKE_RUNS, command, environment, replace, repro, table
 from pdunroll.speech.frames import load
 
 
@@ -220,7 +220,7 @@ def ran(printed: str) -> set[str]:
     return set(re.findall(r"^Running stage '(\w+)", printed, re.MULTILINE))
 
 
-STAGES = {"settings", "prepare", "sweep", "theory", "evaluate", "figures", "verdicts", "quality", "report"}
+STAGES = {"settings", "prepare", "sweep", "operators", "theory", "evaluate", "figures", "verdicts", "quality", "report"}
 
 
 def test_dvc_runs_the_chain_once_and_then_what_changed(folder):
@@ -233,6 +233,37 @@ def test_dvc_runs_the_chain_once_and_then_what_changed(folder):
     assert ran(repro(folder)) == {"settings", "evaluate", "quality", "figures", "verdicts", "report"}
     settings = yaml.safe_load((folder / "outputs/smoke/settings.yaml").read_text())
     assert settings["evaluation"]["frames"] == 63
+
+
+def test_the_committed_lock_has_the_stages_and_settings_of_the_demo(call, tmp_path):
+    assert call("settings", "experiment=demo").status == 0
+    settings = yaml.safe_load((tmp_path / "outputs/demo/settings.yaml").read_text())
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    for name, recorded in yaml.safe_load((ROOT / "dvc.lock").read_text())["stages"].items():
+        stage = name.removesuffix("@demo")
+        assert recorded["cmd"] == stages[stage]["do"]["cmd"].replace("${item}", "demo")
+        for section, given in recorded.get("params", {}).get("outputs/demo/settings.yaml", {}).items():
+            assert given == settings[section], f"dvc.lock is old: {stage} {section}"
+
+
+def test_operators_can_be_pushed_and_pulled(folder):
+    def dvc(*arguments: str) -> str:
+        program = [sys.executable, "-m", "dvc", *arguments]
+        done = subprocess.run(program, cwd=folder, env=environment(folder), capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    operators = folder / "outputs/smoke/operators"
+    before = {path.name: path.read_bytes() for path in operators.iterdir()}
+    assert set(before) == {f"{name}.npz" for name in SMOKE_RUNS}
+    dvc("remote", "add", "--default", "mine", str(folder / "remote"))
+    dvc("push", "operators")
+    shutil.rmtree(operators)
+    shutil.rmtree(folder / ".dvc/cache")
+    dvc("pull", "operators")
+    assert {path.name: path.read_bytes() for path in operators.iterdir()} == before
+    dvc("plots", "show", "inference")
+    assert "Test error against the number of iterations" in (folder / "dvc_plots/index.html").read_text()
 
 
 def comment(project: Path, preset: Path) -> None:

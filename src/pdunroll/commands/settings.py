@@ -2,14 +2,16 @@
 
 conf/ is the only source of parameters; what a stage depends on is spread there over groups and presets. This resolves
 it into outputs/<name>/settings.yaml, whose sections the stages of dvc.yaml name as their parameters, so that
-touching one setting re-runs just what depends on it. The same for code: the section `code` holds a digest of what each
-stage's modules do, so that a comment re-runs nothing; and for audio in a folder, by a digest of its files' list.
+touching one setting re-runs just what depends on it. The same for code: outputs/<name>/code/ has a file for each stage
+with a digest of what its modules do, on which the stage depends, so that a comment re-runs nothing; and for audio in a
+folder, by a digest of its files' list.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
@@ -21,13 +23,25 @@ from pdunroll.errors import InputError
 from pdunroll.files import atomic, digest
 from pdunroll.training.code_digest import source_digest
 
-STAGES = ("prepare", "train", "evaluate", "theory", "quality", "figures", "verdicts", "report")
+STAGES = ("prepare", "train", "operators", "evaluate", "theory", "quality", "figures", "verdicts", "report")
 
 
 @entry
 def main(config: Config) -> None:
-    """Write settings.yaml."""
-    sections = {
+    """Write settings.yaml and the digests of the code."""
+    sections = sections_of(config)
+    path = config.outputs / "settings.yaml"
+    require_unedited(path)
+    with atomic(path) as temporary:
+        OmegaConf.save(OmegaConf.create({**sections, "checksum": digest(sections)}), temporary)
+    for stage in STAGES:
+        with atomic(config.outputs / "code" / stage) as temporary:
+            temporary.write_text(source_digest(f"commands.{stage}") + "\n")
+
+
+def sections_of(config: Config) -> dict[str, Any]:
+    """Return the settings by the sections that the stages depend on."""
+    return {
         "data": {**asdict(config.data), "files": listing(config.data.root)},
         "training": {**config.scientific, "sweep": dict(HydraConfig.get().sweeper.params or {})},
         "evaluation": {**asdict(config.evaluation), "algorithm": config.algorithm},
@@ -35,12 +49,7 @@ def main(config: Config) -> None:
         "quality": {**asdict(config.quality), "algorithm": config.algorithm},
         "figures": asdict(config.figures),
         "verdicts": {**asdict(config.verdicts), "regime_borders": config.figures.regime_borders},
-        "code": {stage: source_digest(f"commands.{stage}") for stage in STAGES},
     }
-    path = config.outputs / "settings.yaml"
-    require_unedited(path)
-    with atomic(path) as temporary:
-        OmegaConf.save(OmegaConf.create({**sections, "checksum": digest(sections)}), temporary)
 
 
 def require_unedited(path: Path) -> None:

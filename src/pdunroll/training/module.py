@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
@@ -28,7 +30,8 @@ class UnrolledTraining(pl.LightningModule):
     that of the authors' code: Adam divides it out but for its epsilon, which a mean over the samples would come close
     to. At each validation, or each epoch without one, the module logs train_mse (since the last time), validation_mse,
     learning_rate, gradient_norm and operator_norm (||K||_2); errors are means over frames and samples. `best_operator`
-    is the K with the smallest validation error so far. Every argument is a hyperparameter of the checkpoint.
+    is the K with the smallest validation error so far. Every argument is a hyperparameter of the checkpoint, except
+    `optimizer` and `schedule`, which are code.
 
     Args:
         frame_length: n, samples.
@@ -43,6 +46,8 @@ class UnrolledTraining(pl.LightningModule):
         final_learning_rate: of the last step; the rate falls linearly.
         adam_epsilon: 1e-7 in the released code.
         decay: steps until the final rate; those of the Trainer if None.
+        optimizer: called with the parameters and lr, returns the optimizer; Adam with `adam_epsilon` if None.
+        schedule: called with the optimizer, returns what sets the rate of each step; the linear fall if None.
 
     Examples:
         >>> import pdunroll
@@ -71,11 +76,14 @@ class UnrolledTraining(pl.LightningModule):
         final_learning_rate: float = 1e-8,
         adam_epsilon: float = 1e-8,
         decay: int | None = None,
+        optimizer: Callable[..., torch.optim.Optimizer] | None = None,
+        schedule: Callable[..., torch.optim.lr_scheduler.LRScheduler] | None = None,
     ) -> None:
         super().__init__()
         strategy = rebuilt(backprop) if isinstance(backprop, dict) else backprop or Full()
         backprop = described(strategy)
-        self.save_hyperparameters()  # the arguments by their names, as they are now: plain data
+        self.optimizer, self.schedule = optimizer, schedule
+        self.save_hyperparameters(ignore=["optimizer", "schedule"])  # the arguments as they are now: plain data
         self.network = UnrolledNetwork(
             rows=rows or frame_length, frame_length=frame_length, radius=radius, iterations=iterations,
             backprop=strategy, step_ratio=step_ratio, extrapolation=extrapolation, step_norm=step_norm,
@@ -96,15 +104,23 @@ class UnrolledTraining(pl.LightningModule):
             )
 
     def configure_optimizers(self) -> Any:
-        """Return Adam with a rate that falls linearly, step by step."""
+        """Return the optimizer and the schedule of its rate, by default Adam with a linear fall.
+
+        Raises:
+            InputError: if either does not take its settings.
+        """
         first, last = self.hparams.learning_rate, self.hparams.final_learning_rate
         decay = self.hparams.decay or self.trainer.estimated_stepping_batches
-        optimizer = torch.optim.Adam(self.network.parameters(), lr=first, eps=self.hparams.adam_epsilon, fused=True)
 
         def factor(step: int) -> float:
             return 1 + (last / first - 1) * min(step / decay, 1)
 
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        make = self.optimizer or partial(torch.optim.Adam, eps=self.hparams.adam_epsilon, fused=True)
+        try:
+            optimizer = make(self.network.parameters(), lr=first)
+            schedule = (self.schedule or partial(torch.optim.lr_scheduler.LambdaLR, lr_lambda=factor))(optimizer)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"optimizer or schedule do not take their settings ({error})") from None
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def forward(self, observation: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
-from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.loggers import Logger, WandbLogger
 
 from pdunroll.config import Tracking
 from pdunroll.core.engine import product_name
@@ -34,7 +34,10 @@ def train(
     prepared: Path,
     *,
     strategy: Backprop,
+    optimizer: Callable[..., torch.optim.Optimizer] | None = None,
+    schedule: Callable[..., torch.optim.lr_scheduler.LRScheduler] | None = None,
     callbacks: Sequence[pl.Callback] = (),
+    loggers: Sequence[Logger] = (),
     accelerator: str = "cpu",
     threads: int = 1,
     tracking: Tracking,
@@ -50,7 +53,10 @@ def train(
             possibly trainer, options of Lightning's Trainer.
         prepared: the folder of the prepared frames.
         strategy: the backward pass, built of settings["backprop"].
+        optimizer: see `UnrolledTraining`; built of settings["optimizer"], if that is there.
+        schedule: see `UnrolledTraining`; built of settings["schedule"], if that is there.
         callbacks: further callbacks of Lightning, built of settings["callbacks"].
+        loggers: further loggers of Lightning.
         accelerator: "cpu" or "gpu".
         threads: of torch.
         tracking: whether and how the training is logged to Weights & Biases.
@@ -74,7 +80,7 @@ def train(
         logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
         torch.set_num_threads(threads)
         data = frame_data(settings, prepared)
-        module = training_module(settings, strategy, data)
+        module = training_module(settings, strategy, data, optimizer, schedule)
         run.begin()
         try:
             with tracked(
@@ -83,7 +89,7 @@ def train(
             ) as tracker:  # fmt: skip
                 history = fit(
                     module, data, folder, epochs=epochs, title=folder.name, accelerator=accelerator,
-                    loggers=[WandbLogger(experiment=tracker)] if tracker else [], callbacks=callbacks,
+                    loggers=[*([WandbLogger(experiment=tracker)] if tracker else []), *loggers], callbacks=callbacks,
                     **settings.get("trainer", {}),
                 )  # fmt: skip
                 operator = module.best_operator.cpu().numpy()
@@ -134,7 +140,13 @@ def frame_data(settings: dict[str, Any], prepared: Path) -> FrameData:
     )
 
 
-def training_module(settings: dict[str, Any], strategy: Backprop, data: FrameData) -> UnrolledTraining:
+def training_module(
+    settings: dict[str, Any],
+    strategy: Backprop,
+    data: FrameData,
+    optimizer: Callable[..., torch.optim.Optimizer] | None = None,
+    schedule: Callable[..., torch.optim.lr_scheduler.LRScheduler] | None = None,
+) -> UnrolledTraining:
     """Return the module to train; its learning rate reaches the final one after all steps, or frames, of `data`."""
     optimization = settings["optimization"]
     counted = data.steps_per_pass if optimization["decay_counts"] == "steps" else data.frames_per_pass
@@ -147,4 +159,6 @@ def training_module(settings: dict[str, Any], strategy: Backprop, data: FrameDat
         final_learning_rate=optimization["final_learning_rate"],
         adam_epsilon=optimization["adam_epsilon"],
         decay=optimization["epochs"] * counted,
+        optimizer=optimizer,
+        schedule=schedule,
     )
