@@ -17,9 +17,14 @@ if TYPE_CHECKING:
     from pdunroll.core.gradients import unroll as unroll
     from pdunroll.core.halpern import RestartedHalpern as RestartedHalpern
     from pdunroll.core.implicit import Implicit as Implicit
+    from pdunroll.core.last_iterations import LastIterations as LastIterations
+    from pdunroll.core.last_iterations import OneStep as OneStep
+    from pdunroll.core.phantom import Phantom as Phantom
+    from pdunroll.core.piggyback import Piggyback as Piggyback
     from pdunroll.core.problem import dct_operator as dct_operator
     from pdunroll.core.solve import solve as solve
     from pdunroll.errors import InputError as InputError
+    from pdunroll.evaluation.comparison import compare as compare
     from pdunroll.speech.quantizer import quantize as quantize
 
 # Loaded at first use, so that `import pdunroll` and every --help stay free of the seconds that torch takes.
@@ -30,9 +35,13 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "core.gradients": ["Backprop", "Full", "Truncated", "unroll"],
         "core.halpern": ["RestartedHalpern"],
         "core.implicit": ["Implicit"],
+        "core.last_iterations": ["LastIterations", "OneStep"],
+        "core.phantom": ["Phantom"],
+        "core.piggyback": ["Piggyback"],
         "core.problem": ["dct_operator"],
         "core.solve": ["solve"],
         "errors": ["InputError"],
+        "evaluation.comparison": ["compare"],
         "speech.quantizer": ["quantize"],
     },
 )

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pdunroll.core.chambolle_pock import Iterate, chambolle_pock, magnitude
+from pdunroll.core.chambolle_pock import Adjoint, Iterate, chambolle_pock, magnitude
 from pdunroll.core.engine import Engine, Tape, engine_for, flush_denormals, memory
 from pdunroll.core.problem import PRIMAL_MASKS, Masks, PrimalMask, require_problem
 from pdunroll.errors import InputError, require_choice, require_integer, shown
@@ -135,21 +136,37 @@ class Full(Backprop):
             yield engine.record(K, x, count, self.mask(engine), checkpoint)[0]
 
     def gradient(self, engine: Engine, K: Tensor, kept: tuple[Tensor, ...], iterations: int, grad: Tensor) -> Tensor:
-        """Return the sum of the lemma, (m, n), with the outer products of many iterations in one matrix product."""
-        sigma, tau = engine.algorithm.sigma, engine.algorithm.tau
-        (B, n), m, total = grad.shape, len(K), torch.zeros_like(K, memory_format=torch.contiguous_format)
-        size = max(1, min(ROWS // max(B, 1), iterations))  # iterations in a block
-        delta_primal, delta_dual = memory((size, B, n), K), memory((size, B, m), K)
-        adjoint = engine.algorithm.adjoint_start(K, grad)
-        for tape in self._tapes(engine, K, kept, iterations):
-            for end in range(len(tape.dual), 0, -size):
-                l = slice(max(0, end - size), end)
-                masks = Masks(tape.masks.dual[l], tape.masks.primal[l])
-                deltas = delta_primal[: len(masks.dual)], delta_dual[: len(masks.dual)]
-                adjoint = engine.backward(K, masks, adjoint, *deltas)
-                engine.add_outer(total, sigma, deltas[1].flatten(0, 1), tape.extrapolated[l].flatten(0, 1))
-                engine.add_outer(total, -tau, tape.dual[l].flatten(0, 1), deltas[0].flatten(0, 1))
-        return total
+        """Return the sum of the lemma over all iterations, (m, n)."""
+        return lemma(engine, K, self._tapes(engine, K, kept, iterations), iterations, grad)
+
+
+def lemma(engine: Engine, K: Tensor, tapes: Iterable[Tape], iterations: int, grad: Tensor) -> Tensor:
+    """Return the sum of the lemma over taped iterations, with the outer products of many in one matrix product.
+
+    Args:
+        engine: runs Algorithm 2.
+        K: the operator, (m, n).
+        tapes: those of consecutive iterations, the last ones first.
+        iterations: how many are on the tapes.
+        grad: grad_y of the loss at y^L, (B, n).
+
+    Returns:
+        The gradient, (m, n).
+    """
+    sigma, tau = engine.algorithm.sigma, engine.algorithm.tau
+    (B, n), m, total = grad.shape, len(K), torch.zeros_like(K, memory_format=torch.contiguous_format)
+    size = max(1, min(ROWS // max(B, 1), iterations))  # iterations in a block
+    delta_primal, delta_dual = memory((size, B, n), K), memory((size, B, m), K)
+    adjoint = engine.algorithm.adjoint_start(K, grad)
+    for tape in tapes:
+        for end in range(len(tape.dual), 0, -size):
+            l = slice(max(0, end - size), end)
+            masks = Masks(tape.masks.dual[l], tape.masks.primal[l])
+            deltas = delta_primal[: len(masks.dual)], delta_dual[: len(masks.dual)]
+            adjoint = engine.backward(K, masks, adjoint, *deltas)
+            engine.add_outer(total, sigma, deltas[1].flatten(0, 1), tape.extrapolated[l].flatten(0, 1))
+            engine.add_outer(total, -tau, tape.dual[l].flatten(0, 1), deltas[0].flatten(0, 1))
+    return total
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,12 +214,18 @@ class Truncated(Backprop):
         sum_primal, sum_dual = torch.zeros_like(primal), torch.zeros_like(dual)  # of delta_P and delta_D
         adjoint, done = engine.algorithm.adjoint_start(K, grad), 0
         for b in counts:
-            adjoint = engine.backward_sums(K, Masks(*masks), b - done, adjoint, (sum_primal, sum_dual))
+            adjoint = self.add_iterations(engine, K, Masks(*masks), b - done, adjoint, (sum_primal, sum_dual))
             done = b
             total = torch.zeros_like(K, memory_format=torch.contiguous_format)
             engine.add_outer(total, engine.algorithm.sigma, sum_dual, primal)
             engine.add_outer(total, -engine.algorithm.tau, dual, sum_primal)
             yield total
+
+    def add_iterations(
+        self, engine: Engine, K: Tensor, masks: Masks, count: int, adjoint: Adjoint, sums: tuple[Tensor, Tensor]
+    ) -> Adjoint:
+        """Run `count` backward iterations; add delta_P and delta_D to `sums` and return the last step."""
+        return engine.backward_sums(K, masks, count, adjoint, sums)
 
 
 class _Unrolled(torch.autograd.Function):
@@ -222,7 +245,7 @@ class _Unrolled(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         operator, *kept = ctx.saved_tensors
         engine, iterations, backprop = ctx.settings
-        with flush_denormals():
+        with flush_denormals(), without_autocast(grad):
             gradient = backprop.gradient(engine, operator, tuple(kept), iterations, grad)
         return gradient, None, None, None, None
 
@@ -245,7 +268,8 @@ def unroll(
         observation: x, (B, n), of the same dtype and device; one frame a row.
         radius: half a quantization step, > 0.
         iterations: L >= 1.
-        backprop: the backward pass: `Full` (default), `Truncated`, `Implicit`, or a `Backprop` of your own.
+        backprop: the backward pass: `Full` (default), `LastIterations`, `OneStep`, `Truncated`, `Phantom`, `Implicit`,
+            `Piggyback`, or a `Backprop` of your own.
         step_ratio: sigma = step_ratio * 0.99 / ||K|| and tau = 0.99 / (step_ratio * ||K||). Both are
             constants in the gradient.
         extrapolation: theta in [0, 1].
@@ -286,10 +310,16 @@ def _unroll(
         operator = operator / magnitude(operator)
         algorithm = chambolle_pock(operator, **settings)
     engine = engine_for(algorithm, operator)
-    with flush_denormals():
+    with flush_denormals(), without_autocast(operator):
         if not (operator.requires_grad and torch.is_grad_enabled()):
             return backprop.restore(engine, operator, observation, iterations)
         return _Unrolled.apply(operator, observation, engine, iterations, backprop)
+
+
+def without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Return a context in which products keep the dtype of their factors on the device of `tensor`."""
+    device = tensor.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 # torch.compile breaks its graph here; torch.compiler.disable would load its compiler, which takes seconds

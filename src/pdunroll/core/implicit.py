@@ -39,7 +39,8 @@ class Implicit(Backprop):
     nothing to the gradient.
 
     Attributes:
-        polished: replace y^L by the vertex of its masks where that has the smaller duality gap.
+        polished: replace y^L by the vertex of its masks where that has the smaller duality gap (default). The result is
+            then exact as soon as the masks are those of the optimum. Otherwise it is as far from the limit as y^L is.
         tolerance: if given, solve each frame to this relative duality gap instead of running L iterations.
         max_iterations: of this solve, >= 1.
 
@@ -57,7 +58,7 @@ class Implicit(Backprop):
         True
     """
 
-    polished: bool = False
+    polished: bool = True
     tolerance: float | None = None
     max_iterations: int = 20_000
 

@@ -154,6 +154,8 @@ def require_problem(operator: Tensor, observation: Tensor) -> None:
     for name, value in (("operator", operator), ("observation", observation)):
         if not isinstance(value, Tensor):
             raise InputError(f"{name} must be a tensor, got {type(value).__name__}; torch.from_numpy takes an array")
+        if torch._C._functorch.is_functorch_wrapped_tensor(value):  # pyright: ignore[reportAttributeAccessIssue]
+            raise InputError(f"{name} is inside of a transform of torch.func; give a whole batch and call backward()")
         if value.layout != torch.strided:
             raise InputError(f"{name} must be a dense tensor; call to_dense() first")
         if value.dtype not in (torch.float32, torch.float64):

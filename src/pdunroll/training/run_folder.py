@@ -55,7 +55,8 @@ def identify(settings: dict[str, Any], prepared: Path) -> dict[str, Any]:
 
 def training_code() -> str:
     """Return a digest of the code of the package that decides what a training gives."""
-    return source_digest("training.fit", "core.gradients", "core.implicit", without=WITHOUT)
+    strategies = (f"core.{name}" for name in ("gradients", "implicit", "last_iterations", "phantom", "piggyback"))
+    return source_digest("training.fit", *strategies, without=WITHOUT)
 
 
 def strategy_code(backprop: Mapping[str, Any]) -> str | None:
