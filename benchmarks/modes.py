@@ -32,8 +32,8 @@ def modes(mask: str) -> dict[str, pdunroll.Backprop]:
         "onestep": pdunroll.OneStep(primal_mask=mask),
         "truncated, b = 30": pdunroll.Truncated(primal_mask=mask),
         "truncated, b = 1000": pdunroll.Truncated(primal_mask=mask, iterations=1000),
-        "phantom, b = 300, d = 0.01": pdunroll.Phantom(primal_mask=mask),
-        "phantom, b = 1000, d = 0.003": pdunroll.Phantom(primal_mask=mask, iterations=1000, damping=0.003),
+        "phantom, b = 300, d = 0.01": pdunroll.Truncated(primal_mask=mask, iterations=300, damping=0.01),
+        "phantom, b = 1000, d = 0.003": pdunroll.Truncated(primal_mask=mask, iterations=1000, damping=0.003),
     }
     if mask == "active_set":
         found |= {

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from pdunroll.core.implicit import Implicit as Implicit
     from pdunroll.core.last_iterations import LastIterations as LastIterations
     from pdunroll.core.last_iterations import OneStep as OneStep
-    from pdunroll.core.phantom import Phantom as Phantom
     from pdunroll.core.piggyback import Piggyback as Piggyback
     from pdunroll.core.problem import dct_operator as dct_operator
     from pdunroll.core.solve import solve as solve
@@ -36,7 +35,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "core.halpern": ["RestartedHalpern"],
         "core.implicit": ["Implicit"],
         "core.last_iterations": ["LastIterations", "OneStep"],
-        "core.phantom": ["Phantom"],
         "core.piggyback": ["Piggyback"],
         "core.problem": ["dct_operator"],
         "core.solve": ["solve"],

@@ -205,7 +205,7 @@ def described(strategy: Backprop) -> dict[str, Any]:
     Example:
         >>> import pdunroll
         >>> rebuilt(described(pdunroll.Truncated(iterations=10)))
-        Truncated(primal_mask='active_set', iterations=10)
+        Truncated(primal_mask='active_set', iterations=10, damping=0.0)
     """
     settings = {part.name: getattr(strategy, part.name) for part in fields(strategy) if part.init}
     return {"_target_": _full_name(type(strategy)), **settings}
