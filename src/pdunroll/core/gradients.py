@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -154,100 +154,39 @@ def lemma(engine: Engine, K: Tensor, tapes: Iterable[Tape], iterations: int, gra
         The gradient, (m, n).
     """
     sigma, tau = engine.algorithm.sigma, engine.algorithm.tau
-    (B, n), m, total = grad.shape, len(K), torch.zeros_like(K, memory_format=torch.contiguous_format)
-    size = max(1, min(ROWS // max(B, 1), iterations))  # iterations in a block
-    delta_primal, delta_dual = memory((size, B, n), K), memory((size, B, m), K)
-    adjoint = engine.algorithm.adjoint_start(K, grad)
-    for tape in tapes:
-        for end in range(len(tape.dual), 0, -size):
-            l = slice(max(0, end - size), end)
-            masks = Masks(tape.masks.dual[l], tape.masks.primal[l])
-            deltas = delta_primal[: len(masks.dual)], delta_dual[: len(masks.dual)]
-            adjoint = engine.backward(K, masks, adjoint, *deltas)
-            engine.add_outer(total, sigma, deltas[1].flatten(0, 1), tape.extrapolated[l].flatten(0, 1))
-            engine.add_outer(total, -tau, tape.dual[l].flatten(0, 1), deltas[0].flatten(0, 1))
+    total = torch.zeros_like(K, memory_format=torch.contiguous_format)
+    for block in backward_blocks(engine, K, tapes, iterations, grad):
+        engine.add_outer(total, sigma, block.delta_dual.flatten(0, 1), block.tape.extrapolated.flatten(0, 1))
+        engine.add_outer(total, -tau, block.tape.dual.flatten(0, 1), block.delta_primal.flatten(0, 1))
     return total
 
 
-@dataclass(frozen=True, kw_only=True)
-class Truncated(Backprop):
-    """b backward iterations with the masks frozen at the last iterate: an approximation of the limit gradient.
+class BackwardBlock(NamedTuple):
+    """Consecutive iterations l = f + 1, ..., f + s of Algorithm 2."""
 
-    grad_K = sigma (sum_t w_t delta_D^t) (y^L)^T - tau psi^L (sum_t w_t delta_P^t)^T,    w_t = (1 - d)^{t-1}
+    tape: Tape  # of these iterations
+    delta_primal: Tensor  # delta_P^l  (s, B, n), overwritten by the next block
+    delta_dual: Tensor  # delta_D^l  (s, B, m), likewise
+    later: Adjoint  # of iteration f + s + 1
+    first: Adjoint  # of iteration f + 1
 
-    It keeps the last iterate only, whatever L, and takes one pair of outer products at the end.
 
-    Without a damping d (the paper's mode) all weights are 1, and the sum grows linearly in b where Ktilde has a kernel,
-    as with the released mask. With d > 0 it stays bounded for theta = 1 and either mask: with frozen masks Algorithm 2
-    is the transpose of a Chambolle-Pock iteration, which is nonexpansive in its own norm, so that all ||delta^t|| have
-    a common bound c, and the norm of the sum is at most c / d. It tends to (I - (1 - d) J^T)^{-1} for the Jacobian J of
-    the iteration: an eigenvalue mu of J has the factor 1 / (1 - (1-d) mu) instead of 1 / (1 - mu), so that d changes
-    little where it is much less than |1 - mu|.
-
-    This is how the damping differs from that of phantom gradients (Geng, Zhang, Bai, Wang and Lin, "On Training
-    Implicit Models", NeurIPS 2021), which put lambda J + (1 - lambda) I in the place of J: an eigenvalue 1 stays 1
-    there, and the sum unbounded.
-
-    Attributes:
-        iterations: b >= 1, which may be smaller or larger than L. With primal_mask = "released" and no damping,
-            min(L, b) backward iterations run, as in the authors' code.
-        damping: d in [0, 1); about 1 / d iterations count.
-
-    Raises:
-        InputError: for settings out of range.
-
-    Example:
-        >>> import pdunroll
-        >>> pdunroll.Truncated(iterations=30)
-        Truncated(primal_mask='active_set', iterations=30, damping=0.0)
-    """
-
-    iterations: int = 30
-    damping: float = 0.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_integer("backprop.iterations (b)", self.iterations, 1)
-        number = isinstance(self.damping, int | float) and not isinstance(self.damping, bool)
-        if not (number and 0.0 <= self.damping < 1.0):
-            raise InputError(f"backprop.damping must be at least 0 and below 1, got {shown(self.damping)}")
-
-    def forward(self, engine: Engine, K: Tensor, x: Tensor, iterations: int) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Return y^L, (B, n), and psi^L, y^L and both masks there."""
-        last = engine.iterate(K, x, iterations)
-        return last.primal, (last.dual, last.primal, *engine.algorithm.masks(last, x, self.mask(engine)))
-
-    def gradient(self, engine: Engine, K: Tensor, kept: tuple[Tensor, ...], iterations: int, grad: Tensor) -> Tensor:
-        """Return the gradient after b backward iterations, (m, n)."""
-        as_released = self.primal_mask == "released" and self.damping == 0
-        b = min(iterations, self.iterations) if as_released else self.iterations
-        return next(self.gradients(engine, K, kept, [b], grad))
-
-    def gradients(
-        self, engine: Engine, K: Tensor, kept: tuple[Tensor, ...], counts: Iterable[int], grad: Tensor
-    ) -> Iterator[Tensor]:
-        """Yield the gradient for each b of `counts`, which ascend, from one run of Algorithm 2."""
-        dual, primal, *masks = kept
-        sum_primal, sum_dual = torch.zeros_like(primal), torch.zeros_like(dual)  # of delta_P and delta_D
-        adjoint, done = engine.algorithm.adjoint_start(K, grad), 0
-        for b in counts:
-            adjoint = self._add_iterations(engine, K, Masks(*masks), b - done, adjoint, (sum_primal, sum_dual))
-            done = b
-            total = torch.zeros_like(K, memory_format=torch.contiguous_format)
-            engine.add_outer(total, engine.algorithm.sigma, sum_dual, primal)
-            engine.add_outer(total, -engine.algorithm.tau, dual, sum_primal)
-            yield total
-
-    def _add_iterations(
-        self, engine: Engine, K: Tensor, masks: Masks, count: int, adjoint: Adjoint, sums: tuple[Tensor, Tensor]
-    ) -> Adjoint:
-        """Add w_t delta_P^t and w_t delta_D^t of `count` iterations to `sums`; return the start of the next one."""
-        if self.damping == 0:
-            return engine.backward_sums(K, masks, count, adjoint, sums)
-        for _ in range(count):  # each on (1 - d) times the last step
-            adjoint = engine.backward_sums(K, masks, 1, adjoint, sums)
-            adjoint = Adjoint(*((1.0 - self.damping) * part for part in adjoint))
-        return adjoint
+def backward_blocks(
+    engine: Engine, K: Tensor, tapes: Iterable[Tape], iterations: int, grad: Tensor
+) -> Iterator[BackwardBlock]:
+    """Yield the iterations of Algorithm 2 over `tapes` in blocks, the last ones first; arguments as for `lemma`."""
+    (B, n), m = grad.shape, len(K)
+    size = max(1, min(ROWS // max(B, 1), iterations))  # iterations in a block
+    delta_primal, delta_dual = memory((size, B, n), K), memory((size, B, m), K)
+    later = engine.algorithm.adjoint_start(K, grad)
+    for tape in tapes:
+        for end in range(len(tape.dual), 0, -size):
+            l = slice(max(0, end - size), end)
+            part = Tape(tape.dual[l], tape.extrapolated[l], Masks(tape.masks.dual[l], tape.masks.primal[l]))
+            deltas = delta_primal[: len(part.dual)], delta_dual[: len(part.dual)]
+            first = engine.backward(K, part.masks, later, *deltas)
+            yield BackwardBlock(part, *deltas, later, first)
+            later = first
 
 
 class _Unrolled(torch.autograd.Function):

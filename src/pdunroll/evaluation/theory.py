@@ -16,10 +16,11 @@ from torch import Tensor
 
 from pdunroll.core.chambolle_pock import ChambollePock, Iterate
 from pdunroll.core.engine import engine_for
-from pdunroll.core.gradients import Full, Truncated
+from pdunroll.core.gradients import Full
 from pdunroll.core.implicit import multipliers
 from pdunroll.core.problem import PRIMAL_MASKS, Masks
 from pdunroll.core.solve import Solution, solve
+from pdunroll.core.truncated import Truncated
 
 Row = dict[str, Any]
 

@@ -55,7 +55,7 @@ def identify(settings: dict[str, Any], prepared: Path) -> dict[str, Any]:
 
 def training_code() -> str:
     """Return a digest of the code of the package that decides what a training gives."""
-    strategies = (f"core.{name}" for name in ("gradients", "implicit", "last_iterations", "piggyback"))
+    strategies = (f"core.{name}" for name in ("gradients", "implicit", "last_iterations", "piggyback", "truncated"))
     return source_digest("training.fit", *strategies, without=WITHOUT)
 
 
