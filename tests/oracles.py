@@ -41,9 +41,9 @@ def size(K: np.ndarray, norm: str) -> float:
     return np.linalg.svd(K, compute_uv=False)[0] if norm == "spectral" else sum(k * k for k in K.ravel()) ** 0.5
 
 
-def steps(K: np.ndarray, ratio: float, norm: str = "frobenius") -> tuple[float, float]:
+def steps(K: np.ndarray, ratio: float, norm: str = "frobenius", scale: float = 0.99) -> tuple[float, float]:
     """sigma and tau with the one or the other norm of K."""
-    return ratio * 0.99 / size(K, norm), 0.99 / (ratio * size(K, norm))
+    return ratio * scale / size(K, norm), scale / (ratio * size(K, norm))
 
 
 def algorithm1(K, x, eta, L, theta=1.0, ratio=10.0, norm="frobenius"):
@@ -114,12 +114,12 @@ def piggyback_gradient(K, x, eta, L, grad, count, block, theta=1.0, ratio=10.0, 
     return sigma * np.outer(sumD, y[L + count]) - tau * np.outer(psi[L + count], sumP)
 
 
-def autograd_unrolled(K, x, eta, L, theta=1.0, ratio=10.0, norm="frobenius", constant=0):
-    """The unrolled loop in differentiable torch operations, min/max projections, constant step sizes.
+def autograd_unrolled(K, x, eta, L, theta=1.0, ratio=10.0, norm="frobenius", constant=0, scale=0.99):
+    """The unrolled loop in differentiable torch operations, min/max projections, constant ||K|| in the step sizes.
 
     The iterate after the first `constant` iterations counts as a constant.
     """
-    sigma, tau = steps(K.detach().numpy(), ratio, norm)
+    sigma, tau = steps(K.detach().numpy(), ratio, norm, scale)
     y = ybar = x
     psi = x.new_zeros(len(x), len(K))
     for l in range(L):

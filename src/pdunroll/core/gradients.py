@@ -8,20 +8,21 @@ same L iterations of Algorithm 1 for all strategies. Each mode of backpropagatio
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pdunroll.core.chambolle_pock import Adjoint, Iterate, chambolle_pock, magnitude
-from pdunroll.core.engine import Engine, Tape, engine_for, flush_denormals, memory
-from pdunroll.core.problem import PRIMAL_MASKS, Masks, PrimalMask, require_problem
+from pdunroll.core.backward import INPUTS, InputGradients, input_gradients, lemma
+from pdunroll.core.chambolle_pock import ChambollePock, Iterate, chambolle_pock, magnitude
+from pdunroll.core.engine import Engine, Tape, engine_for, flush_denormals
+from pdunroll.core.problem import PRIMAL_MASKS, Masks, PrimalMask, require_problem, require_untransformed
 from pdunroll.errors import InputError, require_choice, require_integer, shown
 
-ROWS = 1024  # frames times iterations whose outer products are summed by one matrix product
+Scalar = float | Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +74,27 @@ class Backprop(ABC):
         Returns:
             The gradient, (m, n), a tensor of its own.
         """
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The inputs beside the operator that `input_gradients` covers: of "observation", "radius" and "steps"."""
+        return ()
+
+    def input_gradients(
+        self, engine: Engine, K: Tensor, x: Tensor, y: Tensor, kept: tuple[Tensor, ...], iterations: int, grad: Tensor
+    ) -> InputGradients:
+        """Return the gradients with respect to `inputs`.
+
+        Args:
+            engine: that of `forward`.
+            K: the operator, (m, n).
+            x: the observations, (B, n).
+            y: y^L, (B, n).
+            kept: the tensors that `forward` has kept.
+            iterations: L.
+            grad: grad_y of the loss at y^L, (B, n).
+        """
+        raise NotImplementedError(f"{type(self).__name__} gives no gradient but that of the operator")
 
     def mask(self, engine: Engine) -> PrimalMask:
         """Return the Jacobian of the primal prox that `primal_mask` names."""
@@ -139,65 +161,30 @@ class Full(Backprop):
         """Return the sum of the lemma over all iterations, (m, n)."""
         return lemma(engine, K, self._tapes(engine, K, kept, iterations), iterations, grad)
 
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """All inputs with the active-set mask, with which the gradients are exact; the step sizes with the other."""
+        return INPUTS[self.primal_mask]
 
-def lemma(engine: Engine, K: Tensor, tapes: Iterable[Tape], iterations: int, grad: Tensor) -> Tensor:
-    """Return the sum of the lemma over taped iterations, with the outer products of many in one matrix product.
-
-    Args:
-        engine: runs Algorithm 2.
-        K: the operator, (m, n).
-        tapes: those of consecutive iterations, the last ones first.
-        iterations: how many are on the tapes.
-        grad: grad_y of the loss at y^L, (B, n).
-
-    Returns:
-        The gradient, (m, n).
-    """
-    sigma, tau = engine.algorithm.sigma, engine.algorithm.tau
-    total = torch.zeros_like(K, memory_format=torch.contiguous_format)
-    for block in backward_blocks(engine, K, tapes, iterations, grad):
-        engine.add_outer(total, sigma, block.delta_dual.flatten(0, 1), block.tape.extrapolated.flatten(0, 1))
-        engine.add_outer(total, -tau, block.tape.dual.flatten(0, 1), block.delta_primal.flatten(0, 1))
-    return total
-
-
-class BackwardBlock(NamedTuple):
-    """Consecutive iterations l = f + 1, ..., f + s of Algorithm 2."""
-
-    tape: Tape  # of these iterations
-    delta_primal: Tensor  # delta_P^l  (s, B, n), overwritten by the next block
-    delta_dual: Tensor  # delta_D^l  (s, B, m), likewise
-    later: Adjoint  # of iteration f + s + 1
-    first: Adjoint  # of iteration f + 1
-
-
-def backward_blocks(
-    engine: Engine, K: Tensor, tapes: Iterable[Tape], iterations: int, grad: Tensor
-) -> Iterator[BackwardBlock]:
-    """Yield the iterations of Algorithm 2 over `tapes` in blocks, the last ones first; arguments as for `lemma`."""
-    (B, n), m = grad.shape, len(K)
-    size = max(1, min(ROWS // max(B, 1), iterations))  # iterations in a block
-    delta_primal, delta_dual = memory((size, B, n), K), memory((size, B, m), K)
-    later = engine.algorithm.adjoint_start(K, grad)
-    for tape in tapes:
-        for end in range(len(tape.dual), 0, -size):
-            l = slice(max(0, end - size), end)
-            part = Tape(tape.dual[l], tape.extrapolated[l], Masks(tape.masks.dual[l], tape.masks.primal[l]))
-            deltas = delta_primal[: len(part.dual)], delta_dual[: len(part.dual)]
-            first = engine.backward(K, part.masks, later, *deltas)
-            yield BackwardBlock(part, *deltas, later, first)
-            later = first
+    def input_gradients(
+        self, engine: Engine, K: Tensor, x: Tensor, y: Tensor, kept: tuple[Tensor, ...], iterations: int, grad: Tensor
+    ) -> InputGradients:
+        """Return the gradients with respect to x, the radius and the step sizes, from a second backward pass."""
+        tapes = self._tapes(engine, K, kept, iterations)
+        return input_gradients(engine, K, x, tapes, iterations, y, grad, from_start=True)
 
 
 class _Unrolled(torch.autograd.Function):
-    """Hands a strategy's gradient to autograd."""
+    """Hands a strategy's gradients to autograd."""
 
     @staticmethod
     def forward(
-        ctx: Any, operator: Tensor, observation: Tensor, engine: Engine, iterations: int, backprop: Backprop
-    ) -> Tensor:
+        ctx: Any, operator: Tensor, observation: Tensor, radius: Scalar, sigma: Scalar, tau: Scalar,
+        engine: Engine, iterations: int, backprop: Backprop,
+    ) -> Tensor:  # fmt: skip
         primal, kept = backprop.forward(engine, operator, observation, iterations)
-        ctx.save_for_backward(operator, *kept)
+        ends = (observation, primal) if any(ctx.needs_input_grad[1:]) else ()
+        ctx.save_for_backward(operator, *ends, *kept)
         ctx.settings = engine, iterations, backprop
         return primal
 
@@ -206,33 +193,44 @@ class _Unrolled(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         operator, *kept = ctx.saved_tensors
         engine, iterations, backprop = ctx.settings
+        of_operator, others = None, (None, None, None, None)
         with flush_denormals(), without_autocast(grad):
-            gradient = backprop.gradient(engine, operator, tuple(kept), iterations, grad)
-        return gradient, None, None, None, None
+            if any(ctx.needs_input_grad[1:]):
+                x, y, *kept = kept
+                others = backprop.input_gradients(engine, operator, x, y, tuple(kept), iterations, grad)
+            if ctx.needs_input_grad[0]:
+                of_operator = backprop.gradient(engine, operator, tuple(kept), iterations, grad)
+        return of_operator, *others, None, None, None
 
 
 def unroll(
     operator: Tensor,
     observation: Tensor,
     *,
-    radius: float,
+    radius: Scalar,
     iterations: int,
     backprop: Backprop | None = None,
-    step_ratio: float = 10.0,
+    step_ratio: Scalar = 10.0,
+    step_scale: Scalar = 0.99,
     extrapolation: float = 1.0,
     step_norm: str = "frobenius",
 ) -> Tensor:
-    """Return A^L(K, x), the L-th Chambolle-Pock iterate, differentiable with respect to the operator.
+    """Return A^L(K, x), the L-th Chambolle-Pock iterate, differentiable with respect to its inputs.
+
+    A gradient reaches the operator with every strategy. It reaches `observation` and, where they are tensors, `radius`,
+    `step_ratio` and `step_scale` with those strategies that have one (docs/modes.md); others refuse it.
 
     Args:
         operator: K, (m, n), float32 or float64, on any device.
         observation: x, (B, n), of the same dtype and device; one frame a row.
-        radius: half a quantization step, > 0.
+        radius: half a quantization step, > 0; a number or a tensor of one.
         iterations: L >= 1.
-        backprop: the backward pass: `Full` (default), `LastIterations`, `OneStep`, `Truncated`, `Implicit`, `Piggyback`,
-            or a `Backprop` of your own.
-        step_ratio: sigma = step_ratio * 0.99 / ||K|| and tau = 0.99 / (step_ratio * ||K||). Both are
-            constants in the gradient.
+        backprop: the backward pass: `Full` (default), `LastIterations`, `OneStep`, `Truncated`, `Implicit`,
+            `Piggyback`, or a `Backprop` of your own.
+        step_ratio: r > 0 in sigma = r c / ||K|| and tau = c / (r ||K||); a number or a tensor of one. ||K|| is a
+            constant in the gradient.
+        step_scale: c in (0, 1), likewise. Since sigma tau ||K||_2^2 <= c^2 < 1, the iteration converges with every
+            ratio and scale.
         extrapolation: theta in [0, 1].
         step_norm: the norm ||K||: "frobenius", as in the published experiments, or "spectral", which gives the
             largest steps that the theory allows.
@@ -254,7 +252,8 @@ def unroll(
         True
     """
     settings = {
-        "radius": radius, "step_ratio": step_ratio, "extrapolation": extrapolation, "step_norm": step_norm
+        "radius": radius, "step_ratio": step_ratio, "step_scale": step_scale, "extrapolation": extrapolation,
+        "step_norm": step_norm,
     }  # fmt: skip
     run = _outside_of_graphs if torch.compiler.is_compiling() else _unroll
     return run(operator, observation, iterations, Full() if backprop is None else backprop, settings)
@@ -264,17 +263,41 @@ def _unroll(
     operator: Tensor, observation: Tensor, iterations: int, backprop: Backprop, settings: dict[str, Any]
 ) -> Tensor:
     check(operator, observation, iterations, backprop)
-    algorithm = chambolle_pock(operator, **settings)
-    if (
-        not SAFE_STEPS[0] < algorithm.sigma * algorithm.tau < SAFE_STEPS[1]
-    ):  # a scaled K gives the same iterates without underflow
+    numbers = {name: _number(name, value) for name, value in settings.items()}
+    algorithm = chambolle_pock(operator, **numbers)
+    if not SAFE_STEPS[0] < algorithm.sigma * algorithm.tau < SAFE_STEPS[1]:  # a scaled K gives the same iterates
         operator = operator / magnitude(operator)
-        algorithm = chambolle_pock(operator, **settings)
+        algorithm = chambolle_pock(operator, **numbers)
     engine = engine_for(algorithm, operator)
+    scalars = _scalars(settings, numbers, algorithm, operator)
+    inputs = {"observation": observation, "radius": scalars[0], "steps": scalars[1] + scalars[2]}
+    wanted = [name for name, value in inputs.items() if isinstance(value, Tensor) and value.requires_grad]
     with flush_denormals(), without_autocast(operator):
-        if not (operator.requires_grad and torch.is_grad_enabled()):
+        if not ((operator.requires_grad or wanted) and torch.is_grad_enabled()):
             return backprop.restore(engine, operator, observation, iterations)
-        return _Unrolled.apply(operator, observation, engine, iterations, backprop)
+        if missing := [name for name in wanted if name not in backprop.inputs]:
+            mode = f"{type(backprop).__name__}(primal_mask={backprop.primal_mask!r})"
+            raise InputError(f"{mode} gives no gradient with respect to the {missing[0]}; detach it, or use Full()")
+        return _Unrolled.apply(operator, observation, *scalars, engine, iterations, backprop)
+
+
+def _number(name: str, value: Any) -> Any:
+    """Return the number in a tensor of one, other values as they are."""
+    if not isinstance(value, Tensor):
+        return value
+    require_untransformed(name, value)
+    if value.ndim or not value.dtype.is_floating_point:
+        raise InputError(f"{name} must be a number or a tensor of one, got {value.dtype} {tuple(value.shape)}")
+    return value.item()
+
+
+def _scalars(
+    settings: dict[str, Any], numbers: dict[str, Any], algorithm: ChambollePock, operator: Tensor
+) -> list[Scalar]:
+    """Return the radius, sigma and tau, as tensors of the operator's kind where they depend on tensors."""
+    ratio, scale = (settings[name] / numbers[name] for name in ("step_ratio", "step_scale"))  # 1, with a derivative
+    scalars = settings["radius"], algorithm.sigma * ratio * scale, algorithm.tau * scale / ratio
+    return [value.to(operator) if isinstance(value, Tensor) else value for value in scalars]
 
 
 def without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
@@ -296,8 +319,6 @@ def check(operator: Tensor, observation: Tensor, iterations: int, backprop: Back
         raise InputError(
             f"operator and observation must both be float32 or float64, got {operator.dtype} and {observation.dtype}"
         )
-    if observation.requires_grad:
-        raise InputError("observation requires a gradient, which is not defined here; detach it")
     require_integer("iterations (L)", iterations, 1)
     if not isinstance(backprop, Backprop):
         raise InputError(

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from pdunroll.core.backward import INPUTS, InputGradients, input_gradients, lemma
 from pdunroll.core.engine import Engine, Tape
-from pdunroll.core.gradients import Backprop, lemma
+from pdunroll.core.gradients import Backprop
 from pdunroll.core.problem import Masks
 from pdunroll.errors import require_integer
 
@@ -63,6 +64,19 @@ class LastIterations(Backprop):
         """Return the sum of the lemma over the last b iterations, (m, n)."""
         dual, extrapolated, *masks = kept
         return lemma(engine, K, [Tape(dual, extrapolated, Masks(*masks))], len(dual), grad)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """All inputs with the active-set mask; the step sizes with the other."""
+        return INPUTS[self.primal_mask]
+
+    def input_gradients(
+        self, engine: Engine, K: Tensor, x: Tensor, y: Tensor, kept: tuple[Tensor, ...], iterations: int, grad: Tensor
+    ) -> InputGradients:
+        """Return the gradients with respect to x, the radius and the step sizes, by the last b iterations."""
+        dual, extrapolated, *masks = kept
+        tape, b = Tape(dual, extrapolated, Masks(*masks)), len(dual)
+        return input_gradients(engine, K, x, [tape], b, y, grad, from_start=b == iterations)
 
 
 @dataclass(frozen=True, kw_only=True)

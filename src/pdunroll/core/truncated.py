@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pdunroll.core.backward import INPUTS, InputGradients
 from pdunroll.core.chambolle_pock import Adjoint
 from pdunroll.core.engine import Engine
 from pdunroll.core.gradients import Backprop
@@ -65,9 +66,7 @@ class Truncated(Backprop):
 
     def gradient(self, engine: Engine, K: Tensor, kept: tuple[Tensor, ...], iterations: int, grad: Tensor) -> Tensor:
         """Return the gradient after b backward iterations, (m, n)."""
-        as_released = self.primal_mask == "released" and self.damping == 0
-        b = min(iterations, self.iterations) if as_released else self.iterations
-        return next(self.gradients(engine, K, kept, [b], grad))
+        return next(self.gradients(engine, K, kept, [self._count(iterations)], grad))
 
     def gradients(
         self, engine: Engine, K: Tensor, kept: tuple[Tensor, ...], counts: Iterable[int], grad: Tensor
@@ -83,6 +82,34 @@ class Truncated(Backprop):
             engine.add_outer(total, engine.algorithm.sigma, sum_dual, primal)
             engine.add_outer(total, -engine.algorithm.tau, dual, sum_primal)
             yield total
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """All inputs with the active-set mask; the step sizes with the other."""
+        return INPUTS[self.primal_mask]
+
+    def input_gradients(
+        self, engine: Engine, K: Tensor, x: Tensor, y: Tensor, kept: tuple[Tensor, ...], iterations: int, grad: Tensor
+    ) -> InputGradients:
+        """Return the gradients with respect to x, the radius and the step sizes.
+
+        They are those of the limit with the sums S of b iterations in the place of Delta. With sigma K^T S_D + grad_y
+        loss where mask_P = 0, and 0 elsewhere, as d x:
+
+            d radius = <d x, sign(y^L - x)>,    d sigma = <S_D, K y^L>,    d tau = -<S_P, K^T psi^L>
+        """
+        dual, primal, *masks = kept
+        sum_primal, sum_dual = torch.zeros_like(primal), torch.zeros_like(dual)
+        start = engine.algorithm.adjoint_start(K, grad)
+        self._add_iterations(engine, K, Masks(*masks), self._count(iterations), start, (sum_primal, sum_dual))
+        held = (grad + engine.algorithm.sigma * sum_dual @ K).masked_fill(masks[1], 0.0)
+        sigma, tau = (sum_dual * (primal @ K.T)).sum(), -(sum_primal * (dual @ K)).sum()
+        return InputGradients(held, (held * (y - x).sign()).sum(), sigma, tau)
+
+    def _count(self, iterations: int) -> int:
+        """Return how many backward iterations run after L forward ones."""
+        as_released = self.primal_mask == "released" and self.damping == 0
+        return min(iterations, self.iterations) if as_released else self.iterations
 
     def _add_iterations(
         self, engine: Engine, K: Tensor, masks: Masks, count: int, adjoint: Adjoint, sums: tuple[Tensor, Tensor]
