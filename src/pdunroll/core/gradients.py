@@ -193,14 +193,15 @@ class _Unrolled(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         operator, *kept = ctx.saved_tensors
         engine, iterations, backprop = ctx.settings
-        of_operator, others = None, (None, None, None, None)
+        found: list[Tensor | None] = [None] * 5
         with flush_denormals(), without_autocast(grad):
             if any(ctx.needs_input_grad[1:]):
                 x, y, *kept = kept
-                others = backprop.input_gradients(engine, operator, x, y, tuple(kept), iterations, grad)
+                found[1:] = backprop.input_gradients(engine, operator, x, y, tuple(kept), iterations, grad)
             if ctx.needs_input_grad[0]:
-                of_operator = backprop.gradient(engine, operator, tuple(kept), iterations, grad)
-        return of_operator, *others, None, None, None
+                found[0] = backprop.gradient(engine, operator, tuple(kept), iterations, grad)
+        wanted = (part if needed else None for part, needed in zip(found, ctx.needs_input_grad, strict=False))
+        return *wanted, None, None, None
 
 
 def unroll(
