@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from oracles import ETA, NORMS, SHAPES, problem, relative
 from pdunroll.core.chambolle_pock import chambolle_pock
 from pdunroll.core.engine import engine_for
 from pdunroll.core.gradients import _Unrolled
+from pdunroll.core.problem import Dequantization
 
 NAMES = ("operator", "observation", "radius", "step_ratio", "step_scale")
 
@@ -66,12 +68,15 @@ def test_blocks_change_nothing(monkeypatch, rows):
 
 def test_full_against_finite_differences():
     operator, _, x = problem(6, 5, 2, seed=3)
+    algorithm = chambolle_pock(operator, radius=ETA)  # ||K|| stays, as it does in the gradient
 
-    def restored(K, frames, radius):
-        own = chambolle_pock(operator, radius=radius.item())
-        return _Unrolled.apply(K, frames, radius, 0.0, 0.0, engine_for(own, operator), 20, pdunroll.Full())
+    def restored(K, frames, *scalars):
+        radius, sigma, tau = (scalar.item() for scalar in scalars)
+        own = replace(algorithm, problem=Dequantization(radius), sigma=sigma, tau=tau)
+        return _Unrolled.apply(K, frames, *scalars, engine_for(own, operator), 20, pdunroll.Full())
 
-    inputs = operator, x.requires_grad_(), torch.tensor(ETA, dtype=torch.float64, requires_grad=True)
+    scalars = (torch.tensor(value, dtype=x.dtype) for value in (ETA, algorithm.sigma, algorithm.tau))
+    inputs = operator, *(part.requires_grad_() for part in (x, *scalars))
     assert torch.autograd.gradcheck(restored, inputs, eps=1e-7)
 
 

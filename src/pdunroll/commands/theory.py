@@ -33,13 +33,11 @@ def main(config: Config) -> None:
             raise InputError(f"theory.runs: {folder} is no training; name folders of {config.evaluation.runs}")
         runs.append(Run(folder, read_record(folder / RECORD)))
     common = (runs or [Run(config.outputs, {"settings": config.scientific})])[0]
-    operators = [Measured("dct", norm, dct_operator(*common.shape, dtype=torch.float64)) for norm in STEP_NORMS]
-    operators += [
-        Measured(run.folder.name, run.key.step_norm or "", torch.from_numpy(run.operator()).double()) for run in runs
-    ]
+    dct = dct_operator(*common.shape, dtype=torch.float64)
+    operators = [Measured("dct", dct, {**common.initial_steps, "step_norm": norm}) for norm in STEP_NORMS]
+    operators += [Measured(run.folder.name, torch.from_numpy(run.operator()).double(), run.steps) for run in runs]
     tables = measure(
-        config.prepared, operators, radius=common.radius, step_ratio=common.step_ratio,
-        extrapolation=common.extrapolation, frames=options.frames, count_frames=options.count_frames,
+        config.prepared, operators, radius=common.radius, frames=options.frames, count_frames=options.count_frames,
         iterations=options.iterations, seed=options.seed,
     )  # fmt: skip
     folder = config.outputs / "theory"

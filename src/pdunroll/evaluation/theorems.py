@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,11 +31,11 @@ Tables = dict[str, list[dict[str, Any]]]
 
 
 class Measured(NamedTuple):
-    """An operator and the norm of its step sizes."""
+    """An operator and its step sizes."""
 
     name: str
-    step_norm: str
     operator: Tensor  # K (m, n), float64
+    steps: Mapping[str, Any]  # with the extrapolation, as arguments of `pdunroll.unroll`
 
 
 def measure(
@@ -43,8 +43,6 @@ def measure(
     operators: Iterable[Measured],
     *,
     radius: float,
-    step_ratio: float,
-    extrapolation: float,
     frames: int,
     count_frames: int,
     iterations: int,
@@ -56,8 +54,6 @@ def measure(
         prepared: folder of the frames.
         operators: what is measured.
         radius: half a quantization step.
-        step_ratio: see `pdunroll.unroll`.
-        extrapolation: theta.
         frames: vertex frames that are measured.
         count_frames: test frames, drawn with `seed`, among which they are the first.
         iterations: the largest L and b.
@@ -76,10 +72,8 @@ def measure(
             f"{count_frames} test frames there are {len(nontrivial)}; lower the one or raise the other"
         )
     tables: Tables = {name: [] for name in ("counts", "fidelity", "settling", "decay", "fits")}
-    for name, step_norm, operator in operators:
-        algorithm = chambolle_pock(
-            operator, radius=radius, step_ratio=step_ratio, extrapolation=extrapolation, step_norm=step_norm
-        )
+    for name, operator, steps in operators:
+        algorithm, step_norm = chambolle_pock(operator, radius=radius, **steps), steps["step_norm"]
         optimum = theory.limit(algorithm, operator, truth[nontrivial], observation[nontrivial])
         vertices = int(optimum.vertex.sum())
         counts = {

@@ -35,6 +35,7 @@ from pdunroll.training.schema import Record
 log = logging.getLogger(__name__)
 
 RECORD, OPERATOR = "run.json", "operator.npy"
+STEPS = "step_ratio", "step_scale"  # in the results of a training that learned its step sizes
 
 
 def identify(settings: dict[str, Any], prepared: Path) -> dict[str, Any]:
@@ -202,14 +203,15 @@ class Run(NamedTuple):
         return radius(self.settings["data"]["bits"])
 
     @property
-    def step_ratio(self) -> float:
-        """See `pdunroll.unroll`."""
-        return self.settings["network"]["step_ratio"]
+    def initial_steps(self) -> dict[str, Any]:
+        """The step sizes and the extrapolation as `pdunroll.unroll` takes them, before training."""
+        return {name: self.settings["network"][name] for name in ("step_ratio", "extrapolation", "step_norm")}
 
     @property
-    def extrapolation(self) -> float:
-        """The extrapolation theta."""
-        return self.settings["network"]["extrapolation"]
+    def steps(self) -> dict[str, Any]:
+        """The same after training: other than `initial_steps` if the step sizes were learned."""
+        learned = self.settings["network"].get("learned_steps", False)
+        return {**self.initial_steps, **({name: self.results[name] for name in STEPS} if learned else {})}
 
     @property
     def shape(self) -> tuple[int, int]:
