@@ -16,12 +16,13 @@ import numpy as np
 import pytest
 import torch
 
-from pdunroll import Full, Truncated, quantize, unroll
-from pdunroll.errors import DivergenceError
+from pdunroll import Full, Implicit, Piggyback, Truncated, quantize, unroll
+from pdunroll.errors import DivergenceError, InputError
 from pdunroll.speech.frames import Frames
 from pdunroll.training.data import FrameData, shuffled
 from pdunroll.training.fit import fit
 from pdunroll.training.module import UnrolledTraining
+from pdunroll.training.run_folder import STEPS
 
 N, BITS = 16, 3
 
@@ -69,6 +70,28 @@ def test_equals_a_bare_loop(tmp_path):
             step += 1
     assert module.global_step == total == step
     torch.testing.assert_close(module.network.operator, operator, rtol=1e-6, atol=1e-7)
+
+
+def test_learned_steps_are_learned_and_stay_convergent(tmp_path):
+    options = {"learning_rate": 0.5, "decay": 10**6}  # so large that unbounded step sizes would not converge
+    module, history = trained(tmp_path, network(Full(), learned_steps=True, **options), validations_per_epoch=3)
+    start = network(Full(), learned_steps=True).network.steps
+    ratio, scale = (float(value) for value in module.network.steps.values())
+    assert float(start["step_ratio"]) == pytest.approx(10.0)
+    assert float(start["step_scale"]) == pytest.approx(0.99)
+    assert abs(ratio - 10) > 1
+    assert abs(scale - 0.99) > 1e-4
+    assert 0 < scale < 1
+    best = dict(zip(STEPS, module.best_steps.tolist(), strict=True))
+    x, y = (torch.from_numpy(part[:20]) for part in (frames(30, 1).observation, frames(30, 1).truth))
+    restored = unroll(module.best_operator, x, radius=2.0**-BITS, iterations=4, **best)
+    assert float((restored - y).double().square().mean()) == pytest.approx(module.best_mse.item(), rel=0.5)
+
+
+def test_learned_steps_need_a_mode_with_their_gradient():
+    for strategy in (Implicit(), Piggyback()):
+        with pytest.raises(InputError, match=r"network\.learned_steps .* does not give; take full"):
+            network(strategy, learned_steps=True)
 
 
 def test_rate_falls_over_the_steps_that_are_given(tmp_path):
