@@ -42,6 +42,13 @@ def test_kept_bytes_are_those_between_the_passes():
     assert operator.grad is None
 
 
+def test_without_a_limit_there_is_no_cosine():
+    operator, truth, x = problem()
+    found = pdunroll.compare(operator, torch.full_like(x, ETA / 2), truth, MODES, radius=ETA, iterations=5, repeats=1)
+    assert found.limit_cosine.isna().all()
+    assert found.limit_error.isna().all()
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [

@@ -45,6 +45,7 @@ def compare(
         the limit for L -> infinity, which is exact where the optima are vertices; `full_cosine`, `full_ratio` and
         `full_error` to `Full` at the same L with the same mask; `seconds` of one forward and backward pass, and
         `kept_bytes` of the tensors that are kept between them, without K and x. Gradients are compared in float64.
+        What is not defined is NaN, as the cosine to a limit of 0 where all frames are trivial.
 
     Raises:
         InputError: for shapes, dtypes, settings or modes out of range.
@@ -66,6 +67,15 @@ def compare(
         raise InputError("truth must be a tensor of the shape and dtype of observation")
     require_integer("repeats", repeats, 1)
     options = {**options, "radius": radius}
+    limit = limit_gradient(operator.detach(), observation, truth, options)
+    return compared(operator, observation, truth, modes, limit, iterations, repeats, options)
+
+
+def compared(
+    operator: Tensor, observation: Tensor, truth: Tensor, modes: Mapping[str, Backprop], limit: Tensor,
+    iterations: int, repeats: int, options: Mapping[str, Any],
+) -> pd.DataFrame:  # fmt: skip
+    """Return the table of `compare`, given the limit gradient and all options of `unroll` but backprop, iterations."""
     operator = operator.detach().requires_grad_()
 
     def restored(strategy: Backprop) -> Tensor:
@@ -74,7 +84,6 @@ def compare(
     def gradient(strategy: Backprop) -> Tensor:
         return torch.autograd.grad(0.5 * (restored(strategy) - truth).square().sum(), operator)[0].double()
 
-    limit = limit_gradient(operator.detach(), observation, truth, options)
     full = {mask: gradient(Full(primal_mask=mask)) for mask in {mode.primal_mask for mode in modes.values()}}
     rows = {
         name: {
@@ -97,7 +106,8 @@ def limit_gradient(operator: Tensor, observation: Tensor, truth: Tensor, options
 
 def closeness_to(name: str, gradient: Tensor, reference: Tensor) -> dict[str, float]:
     """Return cosine, ratio of the norms and relative error of a gradient to a reference, as `<name>_cosine` etc."""
-    return {**theory.compare(name, gradient, reference), f"{name}_ratio": float(gradient.norm() / reference.norm())}
+    ratio = float(gradient.norm() / reference.norm())
+    return {**theory.compare(name, gradient, reference), f"{name}_ratio": ratio}
 
 
 def seconds(call: Callable[[], Tensor]) -> float:

@@ -35,6 +35,7 @@ from pdunroll.training.schema import Record
 log = logging.getLogger(__name__)
 
 RECORD, OPERATOR = "run.json", "operator.npy"
+STRATEGIES = "core.gradients", "core.implicit", "core.last_iterations", "core.piggyback", "core.truncated"
 STEPS = "step_ratio", "step_scale"  # in the results of a training that learned its step sizes
 
 
@@ -56,8 +57,7 @@ def identify(settings: dict[str, Any], prepared: Path) -> dict[str, Any]:
 
 def training_code() -> str:
     """Return a digest of the code of the package that decides what a training gives."""
-    strategies = (f"core.{name}" for name in ("gradients", "implicit", "last_iterations", "piggyback", "truncated"))
-    return source_digest("training.fit", *strategies, without=WITHOUT)
+    return source_digest("training.fit", *STRATEGIES, without=WITHOUT)
 
 
 def strategy_code(backprop: Mapping[str, Any]) -> str | None:
