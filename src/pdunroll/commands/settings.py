@@ -23,7 +23,6 @@ from pdunroll.training.code_digest import source_digest
 from pdunroll.training.run_folder import STRATEGIES
 
 STAGES = ("prepare", "train", "evaluate", "theory", "quality", "figures", "verdicts", "report")
-
 BUILT = {"train": STRATEGIES, "theory": STRATEGIES}  # what stages build by its name, and so do not import
 
 

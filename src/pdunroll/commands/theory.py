@@ -62,7 +62,8 @@ def modes(config: Config) -> dict[str, Backprop]:
 
     found: dict[str, Backprop] = {}
     for path in sorted(Path(CONF, "backprop").glob("*.yaml")):
-        preset = dict(OmegaConf.load(path))
+        preset = OmegaConf.to_container(OmegaConf.load(path))
+        assert isinstance(preset, dict)
         for mask in dict.fromkeys([preset["primal_mask"], *PRIMAL_MASKS]):
             chosen = OmegaConf.create({**asdict(config), "backprop": {**preset, "primal_mask": mask}}).backprop
             try:
