@@ -109,7 +109,8 @@ def input_gradients(
     """
     sigma, theta = engine.algorithm.sigma, engine.algorithm.theta
     dual_terms, primal_terms = torch.zeros_like(K), torch.zeros_like(K)  # sums of delta_D ybar^T and psi delta_P^T
-    observation, radius, following = torch.zeros_like(x), x.new_zeros(()), y
+    observation, radius = torch.zeros_like(x), x.new_zeros(())
+    following, earliest = y, engine.algorithm.adjoint_start(K, grad)
     for tape, delta_primal, delta_dual, later, first in backward_blocks(engine, K, tapes, iterations, grad):
         dual_terms.addmm_(delta_dual.flatten(0, 1).T, tape.extrapolated.flatten(0, 1))
         primal_terms.addmm_(tape.dual.flatten(0, 1).T, delta_primal.flatten(0, 1))
@@ -121,9 +122,7 @@ def input_gradients(
         observation += held.sum(dim=0)
         extrapolated = torch.cat([tape.extrapolated[1:], following[None]])  # where y^l is held, on its side of x
         radius += (held * (extrapolated - x).sign()).sum()
-        following = tape.extrapolated[0].clone()
-        if from_start:
-            start = first.primal + sigma * (first.dual_bar - theta * first.dual) @ K  # of the first block in the end
-    if from_start:
-        observation += start
+        following, earliest = tape.extrapolated[0].clone(), first
+    if from_start:  # of y^0 and ybar^0
+        observation += earliest.primal + sigma * (earliest.dual_bar - theta * earliest.dual) @ K
     return InputGradients(observation, radius, (K * dual_terms).sum(), -(K * primal_terms).sum())

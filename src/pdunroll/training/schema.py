@@ -97,8 +97,12 @@ class Record(Model):
         kind = {"training": type(None), "finished": Results, "failed": Failure}[self.status]
         if not isinstance(self.results, kind):
             raise ValueError(f"results do not go with status {self.status!r}")
-        learned = self.settings.network.learned_steps and isinstance(self.results, Results)
-        if learned and None in (self.results.step_ratio, self.results.step_scale):
+        found = self.results
+        if (
+            isinstance(found, Results)
+            and self.settings.network.learned_steps
+            and None in (found.step_ratio, found.step_scale)
+        ):
             raise ValueError("the learned step sizes are missing")
         return self
 
