@@ -24,26 +24,27 @@ ETA = 1 / 16
 MASKS = ("active_set", "released")
 
 
-def modes(mask: str) -> dict[str, pdunroll.Backprop]:
-    """Return the strategies that have this mask."""
-    found: dict[str, pdunroll.Backprop] = {
-        "full": pdunroll.Full(primal_mask=mask),
-        "lastiterations, b = 30": pdunroll.LastIterations(primal_mask=mask),
-        "onestep": pdunroll.OneStep(primal_mask=mask),
-        "truncated, b = 30": pdunroll.Truncated(primal_mask=mask),
-        "truncated, b = 1000": pdunroll.Truncated(primal_mask=mask, iterations=1000),
-        "phantom, b = 300, d = 0.01": pdunroll.Truncated(primal_mask=mask, iterations=300, damping=0.01),
-        "phantom, b = 1000, d = 0.003": pdunroll.Truncated(primal_mask=mask, iterations=1000, damping=0.003),
-    }
-    if mask == "active_set":
-        found |= {
-            "implicit": pdunroll.Implicit(),
-            "implicit, unpolished": pdunroll.Implicit(polished=False),
-            "implicit, tolerance 1e-6": pdunroll.Implicit(tolerance=1e-6),
-            "piggyback, 1000 more": pdunroll.Piggyback(),
-            "piggyback, 10000 more": pdunroll.Piggyback(max_iterations=10_000),
+def modes() -> dict[tuple[str, str], pdunroll.Backprop]:
+    """Return the strategies by the mask and a name."""
+    found: dict[tuple[str, str], pdunroll.Backprop] = {}
+    for mask in MASKS:
+        own = {
+            "full": pdunroll.Full(primal_mask=mask),
+            "lastiterations, b = 30": pdunroll.LastIterations(primal_mask=mask),
+            "onestep": pdunroll.OneStep(primal_mask=mask),
+            "truncated, b = 30": pdunroll.Truncated(primal_mask=mask),
+            "truncated, b = 1000": pdunroll.Truncated(primal_mask=mask, iterations=1000),
+            "phantom, b = 300, d = 0.01": pdunroll.Truncated(primal_mask=mask, iterations=300, damping=0.01),
         }
-    return found
+        found |= {(mask, name): strategy for name, strategy in own.items()}
+    own = {
+        "implicit": pdunroll.Implicit(),
+        "implicit, unpolished": pdunroll.Implicit(polished=False),
+        "implicit, tolerance 1e-6": pdunroll.Implicit(tolerance=1e-6),
+        "piggyback, 1000 more": pdunroll.Piggyback(),
+        "piggyback, 10000 more": pdunroll.Piggyback(max_iterations=10_000),
+    }
+    return found | {("active_set", name): strategy for name, strategy in own.items()}
 
 
 def main() -> None:
@@ -51,7 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("prepared", type=Path)
     parser.add_argument("table", type=Path)
-    parser.add_argument("--frames", type=int, default=64)
+    parser.add_argument("--frames", type=int, default=32)
     parser.add_argument("--iterations", type=int, nargs="+", default=[100, 1000])
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
@@ -61,18 +62,19 @@ def main() -> None:
     y, x = (torch.from_numpy(part[order]).float() for part in (test.truth, test.observation))
     chosen = (~Dequantization(ETA).trivial(x)).nonzero()[: options.frames, 0]
     operator = pdunroll.dct_operator(x.shape[1], x.shape[1])
-    parts = {
-        (norm, L, mask): pdunroll.compare(
-            operator, x[chosen], y[chosen], modes(mask), radius=ETA, iterations=L, step_norm=norm, repeats=1
-        )
-        for norm in ("frobenius", "spectral")
-        for L in options.iterations
-        for mask in MASKS
-    }
-    table = pd.concat(parts, names=["step_norm", "l", "primal_mask"])
+    strategies = {f"{mask} {name}": strategy for (mask, name), strategy in modes().items()}
+    parts = {}
+    for norm in ("frobenius", "spectral"):
+        for L in options.iterations:
+            parts[norm, L] = pdunroll.compare(
+                operator, x[chosen], y[chosen], strategies, radius=ETA, iterations=L, step_norm=norm, repeats=1
+            )
+            print(norm, L, "done", flush=True)
+    table = pd.concat(parts, names=["step_norm", "l"]).reset_index()
+    table[["primal_mask", "mode"]] = table["mode"].str.split(" ", n=1, expand=True)
     print(table.to_string(float_format=lambda value: f"{value:.3g}"))
     with atomic(options.table) as temporary:
-        table.to_csv(temporary, float_format="%.6g")
+        table.to_csv(temporary, float_format="%.6g", index=False)
 
 
 if __name__ == "__main__":
