@@ -61,6 +61,7 @@ class Network:
     extrapolation: float = setting(1.0, require_within, 0, 1)  # theta
     # ||K|| in the step sizes: as published, or "spectral" for the largest steps
     step_norm: str = setting("frobenius", require_choice, ("frobenius", "spectral"))
+    learned_steps: bool = False  # learn sigma and tau with K, from these on
 
 
 @dataclass
@@ -200,11 +201,14 @@ class Config:
             "trainer": self.trainer.options,
             "callbacks": self.callbacks,
         }
+        network = asdict(self.network)
+        if not network["learned_steps"]:  # as in records from before the setting
+            del network["learned_steps"]
         return {
             "seed": self.seed,
             "data": {"name": self.data.name, "frame_length": self.data.frame_length, "bits": self.data.bits},
             "backprop": _recorded(self.backprop),
-            "network": asdict(self.network),
+            "network": network,
             "optimization": asdict(self.optimization),
             **{name: given for name, given in own.items() if given},
         }

@@ -144,7 +144,12 @@ def test_theory_tables(smoke):
     assert len(table(folder / "fits.csv")) == 3 * 4 * 2
     quantities = {row["quantity"] for row in table(folder / "decay.csv")}
     assert {"delta_primal", "delta_dual", "k_delta_primal", "kt_delta_dual", "kernel_distance"} < quantities
-    for name in ("fidelity", "decay", "settling"):
+    modes = table(folder / "modes.csv")
+    presets = {path.stem for path in (smoke / "conf/backprop").iterdir()}
+    assert {re.match("[a-z]+", row["mode"])[0] for row in modes} == presets
+    assert len(modes) == 3 * (2 * len(presets) - 2)  # both masks, but for implicit and piggyback
+    assert all(float(row["full_error"]) == 0 for row in modes if row["mode"].startswith("full-"))
+    for name in ("fidelity", "modes", "decay", "settling"):
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 

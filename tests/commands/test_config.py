@@ -42,7 +42,9 @@ def composed(*overrides: str, hydra: bool = False):
 def test_groups_are_those_of_the_folder():
     assert sorted(path.name for path in Path(CONF).iterdir() if path.is_dir()) == sorted([*GROUPS, "hydra"])
     assert options("data") == ["folder", "ieee", "synthetic"]
-    assert options("backprop") == ["full", "implicit", "truncated"]
+    assert options("backprop") == [
+        "full", "implicit", "lastiterations", "onestep", "phantom", "piggyback", "truncated",
+    ]  # fmt: skip
     assert options("optimizer") == ["adam", "adamw", "sgd"]
     assert options("schedule") == ["constant", "cosine"]
     assert options("callbacks") == ["early_stopping"]
@@ -64,7 +66,10 @@ def test_every_preset_is_instantiated(group, option):
     assert all(isinstance(build(node), Callback) for node in config.callbacks.values())
     assert all(isinstance(build({"save_dir": ".", **node}), Logger) for node in config.logger.values())
     assert isinstance(source, Synthetic | IEEE | Folder)
-    assert isinstance(strategy, pdunroll.Full | pdunroll.Truncated | pdunroll.Implicit)
+    assert isinstance(strategy, pdunroll.Backprop)
+    if group == "backprop":
+        assert config.backprop["name"] == option
+        assert config.run.startswith(f"{option}{config.backprop.get('iterations', '')}-{strategy.primal_mask}-")
     assert isinstance(build(config.algorithm), pdunroll.RestartedHalpern | pdunroll.PlainChambollePock)
 
 

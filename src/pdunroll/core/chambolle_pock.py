@@ -18,7 +18,7 @@ from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from pdunroll.core.problem import Dequantization, Masks, PrimalMask, dual_mask
-from pdunroll.errors import InputError, require_choice, require_positive
+from pdunroll.errors import InputError, require_choice, require_positive, require_share
 
 
 class Iterate(NamedTuple):
@@ -108,17 +108,19 @@ def chambolle_pock(
     *,
     radius: float,
     step_ratio: float = 10.0,
+    step_scale: float = 0.99,
     extrapolation: float = 1.0,
     step_norm: str = "frobenius",
 ) -> ChambollePock:
     """Return Chambolle-Pock for an operator, with the step sizes of the paper's experiments.
 
-    With both norms, sigma tau ||K||_2^2 <= 0.99^2 < 1.
+    With both norms, sigma tau ||K||_2^2 <= step_scale^2 < 1.
 
     Args:
         operator: K, (m, n), float32 or float64.
         radius: half a quantization step, > 0.
-        step_ratio: sigma = step_ratio * 0.99 / ||K|| and tau = 0.99 / (step_ratio * ||K||); > 0.
+        step_ratio: r > 0 in sigma = r c / ||K|| and tau = c / (r ||K||).
+        step_scale: c in (0, 1).
         extrapolation: theta in [0, 1].
         step_norm: the norm ||K||, "frobenius" or "spectral" (see `STEP_NORMS`).
 
@@ -134,6 +136,7 @@ def chambolle_pock(
         (4.95, 0.0495)
     """
     require_positive("step_ratio", step_ratio)
+    require_share("step_scale", require_positive("step_scale", step_scale))
     require_choice("step_norm", step_norm, tuple(STEP_NORMS))
     number = isinstance(extrapolation, int | float) and not isinstance(extrapolation, bool)
     if not (number and 0.0 <= extrapolation <= 1.0):
@@ -141,7 +144,7 @@ def chambolle_pock(
     norm = STEP_NORMS[step_norm](operator)
     if norm == 0.0:
         raise InputError("the operator is zero: its step sizes are not defined; start from another one")
-    sigma, tau = step_ratio * 0.99 / norm, 0.99 / (step_ratio * norm)
+    sigma, tau = step_ratio * step_scale / norm, step_scale / (step_ratio * norm)
     limits = torch.finfo(operator.dtype)
     if not limits.tiny <= min(sigma, tau) <= max(sigma, tau) <= limits.max:
         raise InputError(

@@ -40,6 +40,7 @@ class UnrolledTraining(pl.LightningModule):
         backprop: the strategy, or what `described` returned for one; `Full()` if None.
         rows: m; n if None.
         step_ratio: see `pdunroll.unroll`, as for `extrapolation` and `step_norm`.
+        learned_steps: learn the step sizes, too; see `UnrolledNetwork`.
         extrapolation: theta.
         step_norm: the norm of K in the step sizes.
         learning_rate: of the first step.
@@ -60,6 +61,7 @@ class UnrolledTraining(pl.LightningModule):
     best_operator: Tensor
     best_mse: Tensor
     best_step: Tensor
+    best_steps: Tensor  # the learned step ratio and scale of `best_operator`, if they are learned
 
     def __init__(
         self,
@@ -70,6 +72,7 @@ class UnrolledTraining(pl.LightningModule):
         backprop: Backprop | dict[str, Any] | None = None,
         rows: int | None = None,
         step_ratio: float = 10.0,
+        learned_steps: bool = False,
         extrapolation: float = 1.0,
         step_norm: str = "frobenius",
         learning_rate: float = 1e-5,
@@ -86,12 +89,15 @@ class UnrolledTraining(pl.LightningModule):
         self.save_hyperparameters(ignore=["optimizer", "schedule"])  # the arguments as they are now: plain data
         self.network = UnrolledNetwork(
             rows=rows or frame_length, frame_length=frame_length, radius=radius, iterations=iterations,
-            backprop=strategy, step_ratio=step_ratio, extrapolation=extrapolation, step_norm=step_norm,
+            backprop=strategy, step_ratio=step_ratio, learned_steps=learned_steps, extrapolation=extrapolation,
+            step_norm=step_norm,
         )  # fmt: skip
         self.register_buffer("first_mse", torch.tensor(math.inf, dtype=torch.float64))
         self.register_buffer("best_operator", self.network.operator.detach().clone())
         self.register_buffer("best_mse", torch.tensor(math.inf, dtype=torch.float64))
         self.register_buffer("best_step", torch.tensor(0))
+        if learned_steps:
+            self.register_buffer("best_steps", torch.zeros(2))
         self.sums: Counter[str] = Counter()  # since the last validation
         self.latest: dict[str, float] = {}  # what was logged at the last validation, in float64
 
@@ -188,6 +194,8 @@ class UnrolledTraining(pl.LightningModule):
             self.best_mse.fill_(mse)
             self.best_step.fill_(step)
             self.best_operator.copy_(self.network.operator.detach())
+            if self.network.learned_steps:
+                self.best_steps.copy_(torch.stack([torch.as_tensor(step) for step in self.network.steps.values()]))
         self._log(mse)
 
     def on_train_epoch_end(self) -> None:
@@ -221,7 +229,7 @@ def described(strategy: Backprop) -> dict[str, Any]:
     Examples:
         >>> import pdunroll
         >>> rebuilt(described(pdunroll.Truncated(iterations=10)))
-        Truncated(primal_mask='active_set', iterations=10)
+        Truncated(primal_mask='active_set', iterations=10, damping=0.0)
     """
     settings = {part.name: getattr(strategy, part.name) for part in fields(strategy) if part.init}
     return {"_target_": _full_name(type(strategy)), **settings}

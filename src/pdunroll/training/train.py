@@ -22,7 +22,7 @@ from pdunroll.training.data import FrameData
 from pdunroll.training.fit import fit
 from pdunroll.training.history import History
 from pdunroll.training.module import UnrolledTraining
-from pdunroll.training.run_folder import RunFolder, claimed, environment, identify
+from pdunroll.training.run_folder import STEPS, RunFolder, claimed, environment, identify
 from pdunroll.training.tracking import conclude, tracked
 
 log = logging.getLogger(__name__)
@@ -113,6 +113,7 @@ def results_of(
     module: UnrolledTraining, history: History, *, epochs: int, threads: int, accelerator: str
 ) -> dict[str, Any]:
     """Return what a training came to, as run.json holds it."""
+    learned = dict(zip(STEPS, module.best_steps.tolist(), strict=True)) if module.network.learned_steps else {}
     return {
         "validation_mse": module.best_mse.item(),
         "initial_validation_mse": history.rows[0]["validation_mse"],
@@ -122,6 +123,7 @@ def results_of(
         "seconds_per_epoch": history.seconds / epochs,
         "threads": threads,
         "product": product_name() if accelerator == "cpu" else "cuda",
+        **learned,
     }
 
 
