@@ -22,8 +22,8 @@ def parser() -> Parser:
     found = Parser(
         prog="python -m pdunroll restore",
         description="Restore a recording of low bit depth. Every sample stays within its quantization cell; every "
-        "frame is the sparsest one there under a learned operator, certified by its duality gap. Overlapping frames are "
-        "averaged.",
+        "frame is the sparsest one there under a learned operator, certified by its duality gap. Overlapping frames "
+        "are averaged.",
         epilog="Any length, rate and number of channels; the rate is kept. Prints the cells that were found, the "
         "number of certified frames and the time.",
         allow_abbrev=False,
