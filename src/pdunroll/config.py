@@ -139,7 +139,8 @@ class Quality:
     sentences: int | None = setting(12, require_integer, 1, MOST)  # drawn with the seed; null: all
     listen: int = setting(3, require_integer, 0, MOST)  # of them, written as audio
     seed: int = setting(0, require_integer, 0)  # of what is drawn
-    tolerance: float = setting(1e-5, require_positive)  # relative duality gap
+    shifts: int = setting(8, require_integer, 1, MOST)  # grids of frames to average over, beside a single one
+    tolerance: float = setting(1e-2, require_positive)  # relative duality gap
     max_iterations: int = setting(20_000, require_integer, 1, MOST)  # of the algorithm
     jobs: int | None = setting(None, require_integer, 1, MOST)  # operators side by side, a thread each; null: all cores
 

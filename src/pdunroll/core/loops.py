@@ -74,6 +74,15 @@ def add_outer(number, total, scale, a, b):
               total)  # fmt: skip
 
 
+@jit
+def reflected(out, point, previous, anchor, share):
+    """out (B, p) = share (2 point - previous) + (1 - share) anchor, with one share (B, 1) a row."""
+    for b in range(len(out)):
+        new, old = share[b, 0], _ONE - share[b, 0]
+        for i in range(out.shape[1]):
+            out[b, i] = new * (np.float32(2) * point[b, i] - previous[b, i]) + old * anchor[b, i]
+
+
 # One pass each, over flat arrays.
 
 

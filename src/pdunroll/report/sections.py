@@ -149,7 +149,7 @@ def speech(experiment: Experiment) -> str:
     """Show the scores of the restorations, and sentences to listen to."""
     found: dict[tuple, Row] = {}
     for row in experiment.table("quality_summary", "quality"):
-        key = {part: row[part] for part in ("restoration", "primal_mask", "step_norm")}
+        key = {part: row.get(part) for part in ("restoration", "shifts", "primal_mask", "step_norm")}
         entry = found.setdefault((*key.values(), row.get("run")), {**key, "metrics": {}})
         entry["metrics"][row["metric"]] = row
     return rendered(
