@@ -175,6 +175,7 @@ class Config:
     retrain: bool = False  # train finished runs again that were made by other code of pdunroll
     data: Data = MISSING
     backprop: dict[str, Any] = MISSING
+    objective: dict[str, Any] = MISSING  # what is minimized, a pdunroll.training.objectives.Objective
     algorithm: dict[str, Any] = MISSING  # a pdunroll.Algorithm, for certified optima
     network: Network = field(default_factory=Network)
     optimization: Optimization = field(default_factory=Optimization)
@@ -190,7 +191,8 @@ class Config:
     @property
     def scientific(self) -> dict[str, Any]:
         """The settings that a training's result depends on."""
-        own = {"trainer": self.trainer.options, "callbacks": self.callbacks}
+        variant = self.objective if self.objective["label"] else {}  # none for the error after L iterations
+        own = {"objective": variant, "trainer": self.trainer.options, "callbacks": self.callbacks}
         return {
             "seed": self.seed,
             "data": {"name": self.data.name, "frame_length": self.data.frame_length, "bits": self.data.bits},
@@ -225,6 +227,7 @@ def check_settings(config: Config) -> None:
     require_integer("theory.count_frames", config.theory.count_frames, config.theory.frames)
     _require_target("data.source", config.data.source)
     _require_target("backprop.strategy", config.backprop.get("strategy"))
+    _require_target("objective.loss", config.objective.get("loss"))
     _require_target("algorithm", config.algorithm)
     for name, node in config.callbacks.items():
         _require_target(f"callbacks.{name}", node)

@@ -39,7 +39,7 @@ SYSTEM_ERRORS = {
     errno.ELOOP: "remove the link that points to itself",
 }
 # What the trainings of one table may differ in, and where they come from.
-FREE = ("seed", "backprop.", "network.iterations", "network.step_norm", "data.name")
+FREE = ("seed", "backprop.", "objective.", "network.iterations", "network.step_norm", "data.name")
 Result = TypeVar("Result")
 log = logging.getLogger(__name__)
 

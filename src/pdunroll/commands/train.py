@@ -40,6 +40,7 @@ def main(config: Config) -> float:
             config.scientific,
             config.prepared,
             strategy=build(config.backprop["strategy"]),
+            objective=build(config.objective["loss"]),
             callbacks=[build(node) for node in config.callbacks.values()],
             accelerator=config.trainer.accelerator,
             threads=config.trainer.usable_threads,

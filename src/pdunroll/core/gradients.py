@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -237,6 +237,7 @@ def unroll(
     step_ratio: float = 10.0,
     extrapolation: float = 1.0,
     step_norm: str = "frobenius",
+    start: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Return A^L(K, x), the L-th Chambolle-Pock iterate, differentiable with respect to the operator.
 
@@ -251,6 +252,7 @@ def unroll(
         extrapolation: theta in [0, 1].
         step_norm: the norm ||K||: "frobenius", as in the published experiments, or "spectral", which gives the
             largest steps that the theory allows.
+        start: y^0 (B, n) and psi^0 (B, m), constants in the gradient; x and 0 if None.
 
     Returns:
         y^L, (B, n).
@@ -272,12 +274,13 @@ def unroll(
         "radius": radius, "step_ratio": step_ratio, "extrapolation": extrapolation, "step_norm": step_norm
     }  # fmt: skip
     run = _outside_of_graphs if torch.compiler.is_compiling() else _unroll
-    return run(operator, observation, iterations, Full() if backprop is None else backprop, settings)
+    return run(operator, observation, iterations, Full() if backprop is None else backprop, settings, start)
 
 
 def _unroll(
-    operator: Tensor, observation: Tensor, iterations: int, backprop: Backprop, settings: dict[str, Any]
-) -> Tensor:
+    operator: Tensor, observation: Tensor, iterations: int, backprop: Backprop, settings: dict[str, Any],
+    start: tuple[Tensor, Tensor] | None,
+) -> Tensor:  # fmt: skip
     check(operator, observation, iterations, backprop)
     algorithm = chambolle_pock(operator, **settings)
     if (
@@ -285,7 +288,7 @@ def _unroll(
     ):  # a scaled K gives the same iterates without underflow
         operator = operator / magnitude(operator)
         algorithm = chambolle_pock(operator, **settings)
-    engine = engine_for(algorithm, operator)
+    engine = engine_for(replace(algorithm, initial=start), operator)
     with flush_denormals():
         if not (operator.requires_grad and torch.is_grad_enabled()):
             return backprop.restore(engine, operator, observation, iterations)

@@ -22,6 +22,7 @@ from pdunroll.training.data import FrameData
 from pdunroll.training.fit import fit
 from pdunroll.training.history import History
 from pdunroll.training.module import UnrolledTraining
+from pdunroll.training.objectives import Objective
 from pdunroll.training.run_folder import RunFolder, claimed, environment, identify
 from pdunroll.training.tracking import conclude, tracked
 
@@ -34,6 +35,7 @@ def train(
     prepared: Path,
     *,
     strategy: Backprop,
+    objective: Objective | None = None,
     callbacks: Sequence[pl.Callback] = (),
     accelerator: str = "cpu",
     threads: int = 1,
@@ -50,6 +52,7 @@ def train(
             possibly trainer, options of Lightning's Trainer.
         prepared: the folder of the prepared frames.
         strategy: the backward pass, built of settings["backprop"].
+        objective: the loss, built of settings["objective"]; the error after L iterations if None.
         callbacks: further callbacks of Lightning, built of settings["callbacks"].
         accelerator: "cpu" or "gpu".
         threads: of torch.
@@ -73,8 +76,8 @@ def train(
             return run.record["results"]["validation_mse"]
         logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
         torch.set_num_threads(threads)
-        data = frame_data(settings, prepared)
-        module = training_module(settings, strategy, data)
+        data = frame_data(settings, prepared, numbered=objective is not None and objective.keeps_pairs)
+        module = training_module(settings, strategy, objective, data)
         run.begin()
         try:
             with tracked(
@@ -119,7 +122,7 @@ def results_of(
     }
 
 
-def frame_data(settings: dict[str, Any], prepared: Path) -> FrameData:
+def frame_data(settings: dict[str, Any], prepared: Path, *, numbered: bool = False) -> FrameData:
     """Return the training and validation frames in the order and number that the settings ask for."""
     optimization = settings["optimization"]
     return FrameData(
@@ -131,10 +134,13 @@ def frame_data(settings: dict[str, Any], prepared: Path) -> FrameData:
         train_frames=optimization["train_frames"],
         validation_frames=optimization["validation_frames"],
         validations_per_epoch=optimization["validations_per_epoch"],
+        numbered=numbered,
     )
 
 
-def training_module(settings: dict[str, Any], strategy: Backprop, data: FrameData) -> UnrolledTraining:
+def training_module(
+    settings: dict[str, Any], strategy: Backprop, objective: Objective | None, data: FrameData
+) -> UnrolledTraining:
     """Return the module to train; its learning rate reaches the final one after all steps, or frames, of `data`."""
     optimization = settings["optimization"]
     counted = data.steps_per_pass if optimization["decay_counts"] == "steps" else data.frames_per_pass
@@ -142,6 +148,7 @@ def training_module(settings: dict[str, Any], strategy: Backprop, data: FrameDat
         frame_length=settings["data"]["frame_length"],
         radius=radius(settings["data"]["bits"]),
         backprop=strategy,
+        objective=objective,
         **settings["network"],
         learning_rate=optimization["learning_rate"],
         final_learning_rate=optimization["final_learning_rate"],
