@@ -16,8 +16,9 @@ from pytorch_lightning import Callback
 import pdunroll
 from pdunroll.commands.entry import CONF, InputError, build, settings
 from pdunroll.speech.sources import IEEE, Folder, Synthetic
+from pdunroll.training.objectives import Objective
 
-GROUPS = ("data", "backprop", "algorithm", "callbacks", "experiment", "sweep", "trainer", "tracking")
+GROUPS = ("data", "backprop", "objective", "algorithm", "callbacks", "experiment", "sweep", "trainer", "tracking")
 
 
 def options(group: str) -> list[str]:
@@ -35,8 +36,17 @@ def test_groups_are_those_of_the_folder():
     assert options("backprop") == ["full", "implicit", "truncated"]
     assert options("callbacks") == ["early_stopping"]
     assert options("algorithm") == ["chambolle_pock", "halpern"]
-    assert options("experiment") == ["demo", "paper", "quick", "smoke"]
-    assert options("sweep") == ["regime1", "regime2", "regime3", "regimes"]
+    assert options("objective") == ["plain", "random_depth", "several_depths", "warm"]
+    assert options("experiment") == ["demo", "future", "paper", "quick", "smoke"]
+    assert options("sweep") == [
+        "future_plain",
+        "future_random",
+        "future_warm",
+        "regime1",
+        "regime2",
+        "regime3",
+        "regimes",
+    ]
     assert options("tracking") == ["off", "offline", "online"]
 
 
@@ -47,6 +57,7 @@ def test_every_preset_is_instantiated(group, option):
     assert all(isinstance(build(node), Callback) for node in config.callbacks.values())
     assert isinstance(source, Synthetic | IEEE | Folder)
     assert isinstance(strategy, pdunroll.Full | pdunroll.Truncated | pdunroll.Implicit)
+    assert isinstance(build(config.objective["loss"]), Objective)
     assert isinstance(build(config.algorithm), pdunroll.RestartedHalpern | pdunroll.PlainChambollePock)
 
 

@@ -44,7 +44,7 @@ class FrameData(pl.LightningDataModule):
         numbered: bool = False,
     ) -> None:
         super().__init__()
-        self.batch_size, self.seed, self.shuffle_buffer = batch_size, seed, shuffle_buffer
+        self.batch_size, self.seed, self.shuffle_buffer, self.numbered = batch_size, seed, shuffle_buffer, numbered
         self.train, self.validation = (
             TensorDataset(torch.from_numpy(frames.truth), torch.from_numpy(frames.observation))
             for frames in (train, validation)

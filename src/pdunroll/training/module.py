@@ -16,6 +16,7 @@ from torch import Tensor
 from pdunroll.core.chambolle_pock import largest_entry, spectral_norm
 from pdunroll.core.gradients import Backprop, Full
 from pdunroll.errors import DivergenceError, InputError
+from pdunroll.training.data import FrameData
 from pdunroll.training.history import History
 from pdunroll.training.network import UnrolledNetwork
 from pdunroll.training.objectives import AtDepth, KeptPairs, Objective
@@ -102,9 +103,18 @@ class UnrolledTraining(pl.LightningModule):
                 "with bounds that lower precision rounds away"
             )
         if stage == "fit" and self.objective.keeps_pairs and self.pairs is None:
-            observation = self.trainer.datamodule.train.tensors[1]  # pyright: ignore[reportAttributeAccessIssue]
+            data = getattr(self.trainer, "datamodule", None)
+            if not (isinstance(data, FrameData) and data.numbered):
+                raise InputError(f"{type(self.objective).__name__} needs FrameData(..., numbered=True) in the Trainer")
+            observation = data.train.tensors[1]
             self.register_buffer("kept_primal", observation.clone())
             self.register_buffer("kept_dual", observation.new_zeros(len(observation), len(self.network.operator)))
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Make room for the pairs that a checkpoint holds."""
+        for name in (f"kept_{part}" for part in KeptPairs._fields):
+            if name in checkpoint["state_dict"]:
+                self.register_buffer(name, torch.empty_like(checkpoint["state_dict"][name]))
 
     @property
     def pairs(self) -> KeptPairs | None:
