@@ -38,15 +38,8 @@ def test_groups_are_those_of_the_folder():
     assert options("algorithm") == ["chambolle_pock", "halpern"]
     assert options("objective") == ["plain", "random_depth", "several_depths", "warm"]
     assert options("experiment") == ["demo", "future", "paper", "quick", "smoke"]
-    assert options("sweep") == [
-        "future_plain",
-        "future_random",
-        "future_warm",
-        "regime1",
-        "regime2",
-        "regime3",
-        "regimes",
-    ]
+    regimes = ["regime1", "regime2", "regime3", "regimes"]
+    assert options("sweep") == ["future_plain", "future_random", "future_warm", *regimes]
     assert options("tracking") == ["off", "offline", "online"]
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from tests.conftest import settings_of
 
+from conftest import settings_of
 from pdunroll import Full, Implicit, InputError, Truncated, dct_operator, quantize, unroll
 from pdunroll.speech.frames import Frames
 from pdunroll.training.data import FrameData
@@ -76,7 +76,7 @@ def test_the_loss_at_a_random_depth_is_the_error_there():
     own, objective = network(), RandomDepth(lowest=2, seed=5)
     for step in range(5):
         assert objective.loss(own, batch(), step, None) == error(own, objective.depth(step, L))
-    with pytest.raises(InputError, match="network.iterations"):
+    with pytest.raises(InputError, match="iterations"):
         RandomDepth(lowest=L + 1).loss(own, batch(), 0, None)
 
 
@@ -186,7 +186,7 @@ def test_pairs_need_numbered_frames(tmp_path):
     ],
 )  # fmt: skip
 def test_settings_out_of_range_are_named(wrong):
-    with pytest.raises(InputError, match="objective.loss"):
+    with pytest.raises(InputError, match="objective"):
         wrong()
 
 
