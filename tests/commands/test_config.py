@@ -36,10 +36,10 @@ def test_groups_are_those_of_the_folder():
     assert options("backprop") == ["full", "implicit", "truncated"]
     assert options("callbacks") == ["early_stopping"]
     assert options("algorithm") == ["chambolle_pock", "halpern"]
-    assert options("objective") == ["plain", "random_depth", "several_depths", "warm"]
+    assert options("objective") == ["halpern", "plain", "random_depth", "several_depths", "warm"]
     assert options("experiment") == ["demo", "future", "paper", "quick", "smoke"]
     regimes = ["regime1", "regime2", "regime3", "regimes"]
-    assert options("sweep") == ["future_plain", "future_random", "future_warm", *regimes]
+    assert options("sweep") == ["future_halpern", "future_plain", "future_random", "future_warm", *regimes]
     assert options("tracking") == ["off", "offline", "online"]
 
 

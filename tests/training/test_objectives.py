@@ -11,12 +11,21 @@ import torch
 
 from conftest import settings_of
 from pdunroll import Full, Implicit, InputError, Truncated, dct_operator, quantize, unroll
+from pdunroll.core.unrolled_halpern import unroll_halpern
 from pdunroll.speech.frames import Frames
 from pdunroll.training.data import FrameData
 from pdunroll.training.fit import fit
 from pdunroll.training.module import UnrolledTraining
 from pdunroll.training.network import UnrolledNetwork
-from pdunroll.training.objectives import AtDepth, KeptPairs, Objective, RandomDepth, SeveralDepths, WarmStarts
+from pdunroll.training.objectives import (
+    AtDepth,
+    HalpernDepth,
+    KeptPairs,
+    Objective,
+    RandomDepth,
+    SeveralDepths,
+    WarmStarts,
+)
 
 N, ETA, L = 16, 1 / 8, 12
 OBJECTIVES = [
@@ -24,6 +33,7 @@ OBJECTIVES = [
     RandomDepth(lowest=2, seed=5),
     SeveralDepths(depths=(3, 7), optimum_iterations=50),
     WarmStarts(advance=4, validation_iterations=30),
+    HalpernDepth(),
 ]
 
 
@@ -119,6 +129,12 @@ def test_a_warm_start_has_the_gradient_of_the_iterations_after_it(strategy):
     loss = 0.5 * (iterated(K, primal, dual, L)[0] - y).square().sum()
     assert found.item() == pytest.approx(loss.item(), rel=1e-12)
     torch.testing.assert_close(gradient(found, own), torch.autograd.grad(loss, K)[0])
+
+
+def test_the_loss_after_halpern_iterations_is_the_error_of_their_result():
+    own, (y, x) = network(), batch()
+    restored = unroll_halpern(own.operator, x, radius=ETA, iterations=L, step_norm="spectral")
+    assert HalpernDepth().loss(own, (y, x), 0, None) == 0.5 * (restored - y).square().sum()
 
 
 def test_a_warm_start_that_does_not_fit_is_refused():

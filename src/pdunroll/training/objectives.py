@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pdunroll.core.implicit import Implicit
+from pdunroll.core.unrolled_halpern import unroll_halpern
 from pdunroll.errors import require_integer
 from pdunroll.training.network import UnrolledNetwork
 
@@ -156,6 +157,22 @@ class WarmStarts(Objective):
     def restore(self, network: UnrolledNetwork, observation: Tensor) -> Tensor:
         """Return y, (B, n), after `validation_iterations`."""
         return network(observation, iterations=self.validation_iterations)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HalpernDepth(Objective):
+    """The error after L reflected Halpern iterations instead of those of Chambolle-Pock (theta has no meaning)."""
+
+    def loss(self, network: UnrolledNetwork, batch: tuple[Tensor, ...], step: int, pairs: KeptPairs | None) -> Tensor:
+        """Return the error of the result."""
+        return half_squares(self.restore(network, batch[1]), batch[0])
+
+    def restore(self, network: UnrolledNetwork, observation: Tensor) -> Tensor:
+        """Return the result of L Halpern iterations, (B, n)."""
+        return unroll_halpern(
+            network.operator, observation, radius=network.radius, iterations=network.iterations,
+            backprop=network.backprop, step_ratio=network.step_ratio, step_norm=network.step_norm,
+        )  # fmt: skip
 
 
 def half_squares(restored: Tensor, truth: Tensor) -> Tensor:
