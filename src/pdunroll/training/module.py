@@ -119,8 +119,8 @@ class UnrolledTraining(pl.LightningModule):
     @property
     def pairs(self) -> KeptPairs | None:
         """The pairs of all training frames, which are in the checkpoint; None where none are kept."""
-        found = [getattr(self, f"kept_{name}", None) for name in KeptPairs._fields]
-        return None if None in found else KeptPairs(*found)
+        found = dict(self.named_buffers())
+        return KeptPairs(found["kept_primal"], found["kept_dual"]) if "kept_primal" in found else None
 
     def configure_optimizers(self) -> Any:
         """Return Adam with a rate that falls linearly, step by step."""
