@@ -57,28 +57,30 @@ def test_evaluation_table_against_a_direct_computation(smoke):
     rows = table(smoke / "outputs/smoke/evaluation.csv")
     assert list(rows[0])[:4] == ["backprop", "primal_mask", "step_norm", "l_training"]
     assert {"l_inference", "mse"} <= set(rows[0])
-    curves = defaultdict(dict)
+    curves, validation_curves = defaultdict(dict), defaultdict(dict)
     for row in rows:
         curves[row["backprop"], row["l_training"]][int(row["l_inference"])] = float(row["mse"])
+        validation_curves[row["backprop"], row["l_training"]][int(row["l_inference"])] = float(row["validation_mse"])
     assert set(curves) == {(m, l) for m in ("full", "truncated") for l in ("3", "10")} | {("dct", ""), ("none", "")}
     assert all(sorted(curve) == list(range(1, 31)) for curve in curves.values())
     assert {(row["backprop"], row["step_norm"]) for row in rows} == {
         ("none", ""), ("dct", "frobenius"), ("full", "frobenius"), ("truncated", "frobenius"),
     }  # fmt: skip
 
-    test = load(smoke / "outputs/smoke/prepared", "test")
-    chosen = np.random.default_rng(0).permutation(len(test.truth))[:64]
-    y, x = (torch.from_numpy(array[chosen]).double() for array in (test.truth, test.observation))
     operators = {("dct", ""): pdunroll.dct_operator(64, 64)}
     for mode, label in (("full", "full"), ("truncated", "truncated30")):
         path = smoke / f"multirun/smoke/{label}-active_set-frobenius-L10-seed0/operator.npy"
         operators[mode, "10"] = torch.from_numpy(np.load(path))
-    for key, operator in operators.items():
-        for count in (1, 10, 30):
-            restored = pdunroll.unroll(operator.double(), x, radius=1 / 16, iterations=count)
-            assert curves[key][count] == pytest.approx(float((restored - y).square().mean()), rel=1e-4)
-    for count in (1, 30):
-        assert curves["none", ""][count] == pytest.approx(float((x - y).square().mean()), rel=1e-6)
+    for split, measured in (("test", curves), ("validation", validation_curves)):
+        frames = load(smoke / "outputs/smoke/prepared", split)
+        chosen = np.random.default_rng(0).permutation(len(frames.truth))[:64]
+        y, x = (torch.from_numpy(array[chosen]).double() for array in (frames.truth, frames.observation))
+        for key, operator in operators.items():
+            for count in (1, 10, 30):
+                restored = pdunroll.unroll(operator.double(), x, radius=1 / 16, iterations=count)
+                assert measured[key][count] == pytest.approx(float((restored - y).square().mean()), rel=1e-4)
+        for count in (1, 30):
+            assert measured["none", ""][count] == pytest.approx(float((x - y).square().mean()), rel=1e-6)
 
 
 def test_metrics_and_training_tables_agree_with_their_sources(smoke):

@@ -1,6 +1,7 @@
 """The tables of results: every trained operator's test error after every number of iterations and at the optimum.
 
-evaluation.csv  one row per operator and number of iterations (DCT and no restoration too)
+evaluation.csv  one row per operator and number of iterations (DCT and no restoration too): the errors on test and on
+                validation frames
 optima.csv      one row per operator: the certified optimum's error on test and on validation frames, the duality gap
                 after the last iteration, and N1, the iterations until the error stays within 1 % of the optimum's
 training.csv    one row per operator: times, steps, validation errors
@@ -94,12 +95,15 @@ def evaluate(
         )
         for key, operator in candidates
     )  # fmt: skip
-    quantized = ((observation - truth) ** 2).mean(axis=1)
-    rows = list(curve(RunKey("none"), grid, np.tile(quantized, (len(grid), 1))))
+    quantized = [
+        float(((x - y) ** 2).mean(axis=1).mean(dtype=np.float64)) for y, x in ((truth, observation), validation)
+    ]
+    rows = list(curve(RunKey("none"), grid, *([mse] * len(grid) for mse in quantized)))
     optima: list[Row] = []
     start = time.perf_counter()
     for number, ((key, _), found) in enumerate(zip(candidates, work, strict=True), start=1):
-        rows.extend(curve(key, grid, found["errors"]))
+        test = found["errors"].mean(axis=1, dtype=np.float64).tolist()
+        rows.extend(curve(key, grid, test, found["validation_errors"].tolist()))
         optima.append({**key.columns, **certificate(found, tolerance)})
         log.info(
             "%d of %d  %s  test MSE %.4e after %d iterations, %.4e at the optimum  %.1f s",
@@ -127,10 +131,10 @@ def operators(runs: Sequence[Run]) -> list[tuple[RunKey, NDArray]]:
     return [*untrained, *((run.key, run.operator()) for run in runs)]
 
 
-def curve(key: RunKey, grid: NDArray, errors: NDArray) -> Iterator[Row]:
-    """Yield the rows of evaluation.csv for one operator; errors (len(grid), frames)."""
-    for l, mse in zip(grid.tolist(), errors.astype(np.float64).mean(axis=1).tolist(), strict=True):
-        yield {**key.columns, "l_inference": l, "mse": mse}
+def curve(key: RunKey, grid: NDArray, test: Sequence[float], validation: Sequence[float]) -> Iterator[Row]:
+    """Yield the rows of evaluation.csv for one operator, given its mean squared errors along the grid."""
+    for l, mse, validation_mse in zip(grid.tolist(), test, validation, strict=True):
+        yield {**key.columns, "l_inference": l, "mse": mse, "validation_mse": validation_mse}
 
 
 def write(outputs: Path, runs: Sequence[Run], rows: list[Row], optima: list[Row], test_frames: int) -> None:

@@ -56,7 +56,8 @@ def frame_errors(
 
     Returns:
         errors (len(grid), frames) and gaps (frames,) of the last iterate; optimum_errors, optimum_gaps and iterations
-        (frames,) of the certified optimum; validation_optimum_errors (frames,).
+        (frames,) of the certified optimum; of the validation frames the mean errors validation_errors (len(grid),) and
+        validation_optimum_errors (frames,).
     """
     end_with_parent()
     arrays = {"operator": operator, "truth": truth, "observation": observation, "grid": grid}
@@ -68,6 +69,7 @@ def frame_errors(
         {
             **{name: hashlib.sha256(np.ascontiguousarray(array).data).hexdigest() for name, array in arrays.items()},
             **steps,
+            "curves": ["test", "validation"],
             "solve": [repr(algorithm), tolerance, max_iterations],
             "code": source_digest("evaluation.curves", "core.solve", type(algorithm).__module__, without=WITHOUT),
         }
@@ -78,13 +80,16 @@ def frame_errors(
     K, y, x, y_validation, x_validation = (
         torch.from_numpy(array).to(device) for array in (operator, truth, observation, *validation)
     )
-    errors, gaps = error_curve(chambolle_pock(K, **steps), K, y, x, grid.tolist(), batch_size)
+    unrolled = chambolle_pock(K, **steps)
+    errors, gaps = error_curve(unrolled, K, y, x, grid.tolist(), batch_size)
+    validation_errors, _ = error_curve(unrolled, K, y_validation, x_validation, grid.tolist(), batch_size)
     solved = partial(solve, K, radius=radius, tolerance=tolerance, max_iterations=max_iterations, algorithm=algorithm)
     optimum = solved(x)
     found = {
         "errors": errors,
         "gaps": gaps,
         "optimum_errors": _mse(optimum.primal, y),
+        "validation_errors": validation_errors.mean(axis=1, dtype=np.float64),
         "validation_optimum_errors": _mse(solved(x_validation).primal, y_validation),
         "optimum_gaps": optimum.gap.cpu().numpy(),
         "iterations": optimum.iterations.cpu().numpy(),
