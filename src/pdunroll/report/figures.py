@@ -21,6 +21,7 @@ from pdunroll.evaluation.convergence import convergence_iterations
 from pdunroll.evaluation.tables import read_provenance, read_results
 from pdunroll.files import atomic
 from pdunroll.report import registry
+from pdunroll.report.goal import goal
 from pdunroll.report.panels import (
     finish_curves,
     label_errors,
@@ -80,7 +81,8 @@ def draw(
             *(given[name] for name in drawing.tables), **{name: options[name] for name in drawing.options}
         )
         save(figure, folder / drawing.stem, origin)
-    lines = [summary(*tables.values()), origin, *(f"{folder}/{drawing.stem}.png, .svg" for drawing in drawings)]
+    results = [summary(*tables.values()), *goal(evaluation, tables["optima"])]
+    lines = [*results, origin, *(f"{folder}/{drawing.stem}.png, .svg" for drawing in drawings)]
     with atomic(folder / "results.txt") as temporary:
         temporary.write_text("\n".join(lines) + "\n")
     return lines
