@@ -103,7 +103,8 @@ def train(
 def tags(group: str, settings: dict[str, Any]) -> list[str]:
     """Return the tags of a training on Weights & Biases."""
     backprop, network = settings["backprop"], settings["network"]
-    return [group, backprop["name"], backprop["primal_mask"], network["step_norm"], f"L={network['iterations']}"]
+    mode = backprop["name"] + settings.get("objective", {}).get("label", "")
+    return [group, mode, backprop["primal_mask"], network["step_norm"], f"L={network['iterations']}"]
 
 
 def results_of(
