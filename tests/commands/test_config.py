@@ -172,4 +172,4 @@ def test_help_needs_no_torch(name):
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "experiment: demo, paper, quick, smoke" in done.stdout
+    assert "experiment: demo, future, paper, quick, smoke" in done.stdout
