@@ -177,6 +177,7 @@ class Config:
     retrain: bool = False  # train finished runs again that were made by other code of pdunroll
     data: Data = MISSING
     backprop: dict[str, Any] = MISSING  # the backward pass; each file of the group explains its settings
+    objective: dict[str, Any] = MISSING  # what is minimized, a pdunroll.training.objectives.Objective
     algorithm: dict[str, Any] = MISSING  # a pdunroll.Algorithm, for certified optima
     network: Network = field(default_factory=Network)
     optimization: Optimization = field(default_factory=Optimization)
@@ -197,6 +198,7 @@ class Config:
         """The settings that a training's result depends on."""
         adam = {"_target_": "torch.optim.Adam", "_partial_": True, "eps": self.optimization.adam_epsilon, "fused": True}
         own = {
+            "objective": self.objective if self.objective["label"] else None,  # none for the error after L iterations
             "optimizer": self.optimizer if self.optimizer != adam else None,  # as in records from before the setting
             "schedule": self.schedule,
             "trainer": self.trainer.options,
@@ -245,6 +247,7 @@ def check_settings(config: Config) -> None:
     require_integer("theory.count_frames", config.theory.count_frames, config.theory.frames)
     _require_target("data.source", config.data.source)
     _require_target("backprop.strategy", config.backprop.get("strategy"))
+    _require_target("objective.loss", config.objective.get("loss"))
     _require_target("algorithm", config.algorithm)
     _require_target("optimizer", config.optimizer)
     if config.schedule is not None:

@@ -98,6 +98,7 @@ def test_metrics_and_training_tables_agree_with_their_sources(smoke):
             label = {"full": "full", "truncated": "truncated30"}[row["backprop"]]
             name = f"{label}-active_set-frobenius-L{row['l_training']}-seed0"
             assert metrics[name]["optimality"] == float(row["optimum_mse"])
+            assert metrics[name].get("n1") == (int(row["n1"]) if row["n1"] else None)
     times = table(smoke / "outputs/smoke/training.csv")
     assert [(row["backprop"], row["l_training"]) for row in times] == [
         ("full", "3"), ("full", "10"), ("truncated", "3"), ("truncated", "10"),
@@ -154,7 +155,7 @@ def test_theory_tables(smoke):
 
 
 def test_figures_and_summary(smoke):
-    for name in ("regimes", "interpretability", "bump"):
+    for name in ("regimes", "interpretability", "bump", "speed"):
         assert (smoke / f"outputs/smoke/figures/{name}.png").read_bytes().startswith(b"\x89PNG")
         assert "<svg" in (smoke / f"outputs/smoke/figures/{name}.svg").read_text()
     printed = (smoke / "figures.out").read_text()

@@ -23,10 +23,11 @@ from pdunroll.commands.entry import CONF, InputError, build, settings
 from pdunroll.commands.help import explained
 from pdunroll.config import Config
 from pdunroll.speech.sources import IEEE, Folder, Synthetic
+from pdunroll.training.objectives import Objective
 
 GROUPS = (
-    "data", "backprop", "algorithm", "optimizer", "schedule", "callbacks", "logger", "experiment", "sweep", "trainer",
-    "tracking",
+    "data", "backprop", "objective", "algorithm", "optimizer", "schedule", "callbacks", "logger", "experiment", "sweep",
+    "trainer", "tracking",
 )  # fmt: skip
 
 
@@ -50,8 +51,10 @@ def test_groups_are_those_of_the_folder():
     assert options("callbacks") == ["early_stopping"]
     assert options("logger") == ["csv"]
     assert options("algorithm") == ["chambolle_pock", "halpern"]
-    assert options("experiment") == ["demo", "paper", "quick", "smoke"]
-    assert options("sweep") == ["regime1", "regime2", "regime3", "regimes"]
+    assert options("objective") == ["halpern", "plain", "random_depth", "several_depths", "warm"]
+    assert options("experiment") == ["demo", "future", "paper", "quick", "smoke"]
+    regimes = ["regime1", "regime2", "regime3", "regimes"]
+    assert options("sweep") == ["future_halpern", "future_plain", "future_random", "future_warm", *regimes]
     assert options("tracking") == ["off", "offline", "online"]
 
 
@@ -70,6 +73,7 @@ def test_every_preset_is_instantiated(group, option):
     if group == "backprop":
         assert config.backprop["name"] == option
         assert config.run.startswith(f"{option}{config.backprop.get('iterations', '')}-{strategy.primal_mask}-")
+    assert isinstance(build(config.objective["loss"]), Objective)
     assert isinstance(build(config.algorithm), pdunroll.RestartedHalpern | pdunroll.PlainChambollePock)
 
 

@@ -15,7 +15,7 @@ def test_every_sample_is_the_mean_of_its_frames(n, shifts, size):
     for samples in range(1, 3 * n + 9):
         x, cut = rng.normal(size=(samples, 2)), []
 
-        def restore(frames):
+        def restore(frames, cut=cut):
             cut.extend(frames.copy())
             return frames * (np.arange(len(cut) - len(frames), len(cut))[:, None, None] + 1.0)  # tells frames apart
 

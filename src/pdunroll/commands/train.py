@@ -43,6 +43,7 @@ def main(config: Config) -> float:
             strategy=build(config.backprop["strategy"]),
             optimizer=build(config.optimizer),
             schedule=config.schedule and build(config.schedule),
+            objective=build(config.objective["loss"]),
             callbacks=[build(node) for node in config.callbacks.values()],
             loggers=[build({"save_dir": str(own), **node}) for node in config.logger.values()],
             accelerator=config.trainer.accelerator,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import NamedTuple
 
@@ -48,6 +48,7 @@ class ChambollePock:
         sigma: the dual step size; sigma tau ||K||_2^2 < 1 makes the iterates converge.
         tau: the primal step size.
         theta: the extrapolation, in [0, 1].
+        initial: y^0 (B, n) and psi^0 (B, m) of a warm start; y^0 = x and psi^0 = 0 if None.
 
     Examples:
         >>> import torch
@@ -63,12 +64,14 @@ class ChambollePock:
     sigma: float
     tau: float
     theta: float
+    initial: tuple[Tensor, Tensor] | None = field(default=None, compare=False)
 
-    @staticmethod
-    def start(K: Tensor, x: Tensor) -> Iterate:
-        """Return the start of Algorithm 1, psi^0 = 0 and y^0 = ybar^0 = x, for K (m, n) and x (B, n)."""
-        dual = x.new_zeros(len(x), len(K))
-        return Iterate(dual, dual, x, x, x)
+    def start(self, K: Tensor, x: Tensor) -> Iterate:
+        """Return the start of Algorithm 1, `initial` with ybar^0 = y^0, for K (m, n) and x (B, n)."""
+        primal, dual = (x, x.new_zeros(len(x), len(K))) if self.initial is None else self.initial
+        if (primal.shape, dual.shape) != (x.shape, (len(x), len(K))):
+            raise InputError("a warm start needs y (B, n) and psi (B, m), and a strategy that iterates all frames")
+        return Iterate(dual, dual, primal, primal, primal)
 
     def step(self, K: Tensor, x: Tensor, s: Iterate) -> Iterate:
         """Return the iterate after `s`: one iteration of Algorithm 1."""

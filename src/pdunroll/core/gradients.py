@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -215,6 +215,7 @@ def unroll(
     step_scale: Scalar = 0.99,
     extrapolation: float = 1.0,
     step_norm: str = "frobenius",
+    start: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Return A^L(K, x), the L-th Chambolle-Pock iterate, differentiable with respect to its inputs.
 
@@ -235,6 +236,7 @@ def unroll(
         extrapolation: theta in [0, 1].
         step_norm: the norm ||K||: "frobenius", as in the published experiments, or "spectral", which gives the
             largest steps that the theory allows.
+        start: y^0 (B, n) and psi^0 (B, m), constants in the gradient; x and 0 if None.
 
     Returns:
         y^L, (B, n).
@@ -257,25 +259,28 @@ def unroll(
         "step_norm": step_norm,
     }  # fmt: skip
     run = _outside_of_graphs if torch.compiler.is_compiling() else _unroll
-    return run(operator, observation, iterations, Full() if backprop is None else backprop, settings)
+    return run(operator, observation, iterations, Full() if backprop is None else backprop, settings, start)
 
 
 def _unroll(
-    operator: Tensor, observation: Tensor, iterations: int, backprop: Backprop, settings: dict[str, Any]
-) -> Tensor:
+    operator: Tensor, observation: Tensor, iterations: int, backprop: Backprop, settings: dict[str, Any],
+    start: tuple[Tensor, Tensor] | None,
+) -> Tensor:  # fmt: skip
     check(operator, observation, iterations, backprop)
     numbers = {name: _number(name, value) for name, value in settings.items()}
     algorithm = chambolle_pock(operator, **numbers)
     if not SAFE_STEPS[0] < algorithm.sigma * algorithm.tau < SAFE_STEPS[1]:  # a scaled K gives the same iterates
         operator = operator / magnitude(operator)
         algorithm = chambolle_pock(operator, **numbers)
-    engine = engine_for(algorithm, operator)
+    engine = engine_for(replace(algorithm, initial=start), operator)
     scalars = _scalars(settings, numbers, algorithm, operator)
     inputs = {"observation": observation, "radius": scalars[0], "steps": scalars[1] + scalars[2]}
     wanted = [name for name, value in inputs.items() if isinstance(value, Tensor) and value.requires_grad]
     with flush_denormals(), without_autocast(operator):
         if not ((operator.requires_grad or wanted) and torch.is_grad_enabled()):
             return backprop.restore(engine, operator, observation, iterations)
+        if start is not None and "observation" in wanted:
+            raise InputError("no gradient with respect to the observation is given beside a start; detach one of them")
         if missing := [name for name in wanted if name not in backprop.inputs]:
             mode = f"{type(backprop).__name__}(primal_mask={backprop.primal_mask!r})"
             raise InputError(f"{mode} gives no gradient with respect to the {missing[0]}; detach it, or use Full()")

@@ -2,8 +2,8 @@
 
 evaluation.csv  one row per operator and number of iterations (DCT and no restoration too): the errors on test and on
                 validation frames
-optima.csv      one row per operator: the certified optimum's error on test and on validation frames, and the
-                duality gap after the last iteration
+optima.csv      one row per operator: the certified optimum's error on test and on validation frames, the duality gap
+                after the last iteration, and N1, the iterations until the error stays within 1 % of the optimum's
 training.csv    one row per operator: times, steps, validation errors
 metrics.json    the end points, for `dvc metrics`
 provenance.json command, seeds, commit and data behind them, for the figures
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from pdunroll.core.algorithms import Algorithm
 from pdunroll.core.problem import dct_operator
 from pdunroll.errors import InputError
+from pdunroll.evaluation.convergence import convergence_iterations
 from pdunroll.evaluation.curves import log_grid
 from pdunroll.evaluation.frame_errors import certificate, frame_errors, metrics
 from pdunroll.files import write_json, write_table
@@ -107,6 +108,8 @@ def evaluate(
             number, len(candidates), key.name, rows[-1]["mse"], grid[-1], optima[-1]["optimum_mse"],
             time.perf_counter() - start,
         )  # fmt: skip
+    speed = convergence_iterations(rows, optima)
+    optima = [{**row, "n1": speed[RunKey.from_row(row)]} for row in optima]
     write(outputs, runs, rows, optima, len(chosen))
     log.info("%d frames, %d numbers of iterations: %s", len(chosen), len(grid), outputs / "evaluation.csv")
 

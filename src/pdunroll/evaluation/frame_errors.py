@@ -131,12 +131,15 @@ def certificate(found: dict[str, NDArray], tolerance: float) -> dict[str, Any]:
 def metrics(rows: list[Row], optima: list[Row]) -> dict[str, Any]:
     """Return the test MSE of each operator: classical (after L_training iterations) and at the certified optimum.
 
+    Trained operators have N1 (see `pdunroll.evaluation.convergence`), too, if the curve comes that close.
+
     Args:
         rows: of evaluation.csv, the first one that of the quantized frames.
         optima: rows of optima.csv.
     """
     result: dict[str, Any] = {"quantized": rows[0]["mse"]}
-    classical = after_training_iterations(rows)
+    classical, speed = after_training_iterations(rows), by_operator(optima, "n1")
     for key, mse in by_operator(optima, "optimum_mse").items():
-        result[key.name] = {"classical": classical[key], "optimality": mse} if key in classical else mse
+        n1 = {} if speed[key] is None else {"n1": speed[key]}
+        result[key.name] = {"classical": classical[key], "optimality": mse, **n1} if key in classical else mse
     return result

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from pdunroll.core.chambolle_pock import Iterate, chambolle_pock
+from pdunroll.core.engine import engine_for, flush_denormals
 from pdunroll.core.gradients import Backprop, Scalar, unroll
 from pdunroll.core.problem import dct_operator
 from pdunroll.errors import InputError
@@ -60,15 +62,39 @@ class UnrolledNetwork(nn.Module):
             return {"step_ratio": self.step_ratio}
         return {"step_ratio": self.log_ratio.exp(), "step_scale": LARGEST_SCALE * self.scale_logit.sigmoid()}
 
-    def forward(self, observation: Tensor) -> Tensor:
-        """Return y^L (B, n) for x (B, n)."""
+    def forward(
+        self, observation: Tensor, *, iterations: int | None = None, backprop: Backprop | None = None,
+        step_norm: str | None = None, start: Iterate | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Return y^L (B, n) for x (B, n).
+
+        Args:
+            observation: x.
+            iterations: a number of iterations other than L.
+            backprop: another strategy.
+            step_norm: another norm of the step sizes.
+            start: the iterate to go on from.
+        """
         return unroll(
             self.operator,
             observation,
             radius=self.radius,
-            iterations=self.iterations,
-            backprop=self.backprop,
+            iterations=iterations or self.iterations,
+            backprop=backprop or self.backprop,
             extrapolation=self.extrapolation,
-            step_norm=self.step_norm,
+            step_norm=step_norm or self.step_norm,
+            start=None if start is None else (start.primal, start.dual),
             **self.steps,
         )
+
+    @torch.no_grad()
+    def advanced(self, observation: Tensor, primal: Tensor, dual: Tensor, count: int) -> Iterate:
+        """Return the iterate `count` iterations after y (B, n) and psi (B, m), for x (B, n), without a gradient."""
+        operator = self.operator.detach()
+        steps = {name: float(value) for name, value in self.steps.items()}
+        algorithm = chambolle_pock(
+            operator, radius=self.radius, extrapolation=self.extrapolation, step_norm=self.step_norm, **steps
+        )
+        with flush_denormals():
+            start = Iterate(dual, dual, primal, primal, primal)
+            return engine_for(algorithm, operator).iterate(operator, observation, count, start)

@@ -40,7 +40,7 @@ STEPS = "step_ratio", "step_scale"  # in the results of a training that learned 
 
 
 def identify(settings: dict[str, Any], prepared: Path) -> dict[str, Any]:
-    """Return what a training depends on: its scientific settings, its data, its strategy's code and the package's.
+    """Return what a training depends on: its scientific settings, its data, the code of its classes and the package's.
 
     Raises `InputError` if the frames in `prepared` were made with other settings.
     """
@@ -51,7 +51,8 @@ def identify(settings: dict[str, Any], prepared: Path) -> dict[str, Any]:
                 f"{prepared} was prepared with data.{key}={manifest['settings'][key]}, not {value}; "
                 f"run `{command('prepare')}` first"
             )
-    strategy = strategy_code(settings["backprop"])
+    classes = [settings["backprop"]["strategy"], settings.get("objective", {}).get("loss")]
+    strategy = foreign_code([node["_target_"] for node in classes if node])
     return {"settings": settings, "data": manifest["digest"], "strategy": strategy, "code": training_code()}
 
 
@@ -60,10 +61,11 @@ def training_code() -> str:
     return source_digest("training.fit", *STRATEGIES, without=WITHOUT)
 
 
-def strategy_code(backprop: Mapping[str, Any]) -> str | None:
-    """Return a digest of the module of a strategy that is not the package's own, None for one that is."""
-    module = str(backprop["strategy"]["_target_"]).rpartition(".")[0]
-    return None if module.partition(".")[0] == PACKAGE else source_digest(module, without=(*WITHOUT, "core"))
+def foreign_code(targets: Sequence[str]) -> str | None:
+    """Return a digest of the modules of classes that are not the package's own, None if all are."""
+    modules = [target.rpartition(".")[0] for target in targets]
+    foreign = [module for module in modules if module.partition(".")[0] != PACKAGE]
+    return source_digest(*foreign, without=(*WITHOUT, "core")) if foreign else None
 
 
 @contextmanager
@@ -227,8 +229,8 @@ class Run(NamedTuple):
 def finished_runs(folder: Path, data: str, name: str, given: Mapping[str, Any] | None = None) -> list[Run]:
     """Return the finished trainings in `folder`, multirun/<name>/, in the order of the tables.
 
-    They may differ in backprop, step_norm, L and seed only, so that one table never mixes protocols. Trainings by other
-    code are taken, with a warning: their records say by which commit.
+    They may differ in backprop, objective, step_norm, L and seed only, so that one table never mixes protocols.
+    Trainings by other code are taken, with a warning: their records say by which commit.
 
     Args:
         folder: the folder of the trainings.
@@ -269,15 +271,17 @@ def _contradiction(settings: dict[str, Any], given: Mapping[str, Any]) -> str | 
 
 
 def _differing(run: Run, first: Run, data: str) -> str | None:
-    """Name the first difference of a training to another one beyond backprop, step_norm, L and seed."""
+    """Name the first difference of a training to another one beyond backprop, objective, step_norm, L and seed."""
     free = {key: run.settings["network"][key] for key in ("iterations", "step_norm")}
     expected = {
         **first.settings,
         "seed": run.settings["seed"],
         "backprop": run.settings["backprop"],
+        "objective": run.settings.get("objective"),
         "network": {**first.settings["network"], **free},
     }
-    other = difference(run.record, {"settings": expected, "data": data}, ("data",))
+    own = {"objective": None, **run.settings}
+    other = difference({**run.record, "settings": own}, {"settings": expected, "data": data}, ("data",))
     return other if other is None or other == "other data" else f"{other} as {first.folder.name}"
 
 

@@ -36,6 +36,13 @@ class Backprop(Model):
     iterations: Positive | None = None  # b
 
 
+class Objective(Model):
+    """The loss, if it is another one than the error after L iterations."""
+
+    label: str
+    loss: Strategy
+
+
 class Network(Model):
     """The unrolled network."""
 
@@ -61,6 +68,7 @@ class Settings(Model):
     seed: Count
     data: Data
     backprop: Backprop
+    objective: Objective = Objective.model_construct(label="")
     network: Network
     optimization: dict[str, Any]
 
