@@ -24,6 +24,7 @@ lint: .venv/installed
 	ruff check .
 	ruff format --check .
 	lint-imports
+	pyright
 
 docs: docs/notebook/index.md
 	mkdocs build --strict

@@ -11,6 +11,7 @@ over shifted grids. Writes to outputs/<name>/:
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from pdunroll.commands.entry import build, entry, given
 from pdunroll.config import Config
@@ -46,7 +47,7 @@ def main(config: Config) -> None:
     }
     grids = sorted({1, min(options.shifts, runs[0].shape[1])})
     takes = [({**key, "shifts": shifts}, operator) for key, operator in models for shifts in grids]
-    work = Parallel(n_jobs=options.jobs or -1, return_as="generator", max_nbytes=None)(
+    work: Any = Parallel(n_jobs=options.jobs or -1, return_as="generator", max_nbytes=None)(
         delayed(restored)(operator, quantized, key["shifts"], **solving) for key, operator in takes
     )
     blank = dict.fromkeys(KEY)

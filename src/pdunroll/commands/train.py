@@ -42,7 +42,7 @@ def main(config: Config) -> float:
             config.prepared,
             strategy=build(config.backprop["strategy"]),
             optimizer=build(config.optimizer),
-            schedule=config.schedule and build(config.schedule),
+            schedule=build(config.schedule) if config.schedule else None,
             objective=build(config.objective["loss"]),
             callbacks=[build(node) for node in config.callbacks.values()],
             loggers=[build({"save_dir": str(own), **node}) for node in config.logger.values()],

@@ -179,7 +179,7 @@ def _segments(count: int) -> Iterator[int]:
 def _onednn() -> str:
     """Return the file of oneDNN, which a wheel puts outside of the packages' folder."""
     files = importlib.metadata.files("onednn-cpu-gomp") or []
-    return next(str(file.locate().resolve()) for file in files if file.name in ("libdnnl.so.3", "dnnl.dll"))
+    return next(str(Path(file.locate()).resolve()) for file in files if file.name in ("libdnnl.so.3", "dnnl.dll"))
 
 
 def _mkl() -> str:

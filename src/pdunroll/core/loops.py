@@ -31,7 +31,7 @@ try:  # beside this file, or where the user's cache is; not at all if neither ca
     _options = {"cache": True, "nogil": True}
 except RuntimeError:
     _options = {"nogil": True}
-jit = njit(**_options)
+jit = njit(**_options)  # pyright: ignore[reportCallIssue, reportArgumentType]
 
 assert ctypes.sizeof(ctypes.c_void_p) == 8
 

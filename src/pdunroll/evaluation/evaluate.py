@@ -85,7 +85,7 @@ def evaluate(
     _, *validation = drawn(prepared, "validation", frames, seed)
     candidates = operators(runs)
     # one thread an operator: side by side they are faster than one after the other on all cores
-    work = Parallel(n_jobs=jobs or -1, return_as="generator", max_nbytes=None)(
+    work: Any = Parallel(n_jobs=jobs or -1, return_as="generator", max_nbytes=None)(
         delayed(frame_errors)(
             outputs / "errors" / f"{key.name}.npz", key, operator, truth, observation, validation, grid, chosen,
             radius=runs[0].radius, steps=steps, algorithm=algorithm, tolerance=tolerance,

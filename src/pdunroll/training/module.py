@@ -105,7 +105,7 @@ class UnrolledTraining(pl.LightningModule):
         self.register_buffer("best_step", torch.tensor(0))
         if learned_steps:
             self.register_buffer("best_steps", torch.zeros(2))
-        self.sums: Counter[str] = Counter()  # since the last validation
+        self.sums: Any = Counter()  # since the last validation
         self.latest: dict[str, float] = {}  # what was logged at the last validation, in float64
 
     def setup(self, stage: str) -> None:
@@ -141,13 +141,13 @@ class UnrolledTraining(pl.LightningModule):
         Raises:
             InputError: if either does not take its settings.
         """
-        first, last = self.hparams.learning_rate, self.hparams.final_learning_rate
-        decay = self.hparams.decay or self.trainer.estimated_stepping_batches
+        first, last = self.hparams["learning_rate"], self.hparams["final_learning_rate"]
+        decay = self.hparams["decay"] or self.trainer.estimated_stepping_batches
 
         def factor(step: int) -> float:
             return 1 + (last / first - 1) * min(step / decay, 1)
 
-        make = self.optimizer or partial(torch.optim.Adam, eps=self.hparams.adam_epsilon, fused=True)
+        make = self.optimizer or partial(torch.optim.Adam, eps=self.hparams["adam_epsilon"], fused=True)
         try:
             optimizer = make(self.network.parameters(), lr=first)
             schedule = (self.schedule or partial(torch.optim.lr_scheduler.LambdaLR, lr_lambda=factor))(optimizer)
@@ -172,7 +172,9 @@ class UnrolledTraining(pl.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Sum up gradient norms; raise `DivergenceError` where one is not finite."""
-        if not math.isfinite(norm := float(self.network.operator.grad.norm())):
+        gradient = self.network.operator.grad
+        assert gradient is not None
+        if not math.isfinite(norm := float(gradient.norm())):
             raise self._diverged(f"gradient norm {norm}")
         self.sums.update(gradient_norms=norm, steps=1)
 
@@ -187,7 +189,7 @@ class UnrolledTraining(pl.LightningModule):
     def _diverged(self, symptom: str) -> DivergenceError:
         return DivergenceError(
             f"training diverged at step {self.global_step} ({symptom}); lower optimization.learning_rate, "
-            f"which is {self.hparams.learning_rate:g}"
+            f"which is {self.hparams['learning_rate']:g}"
         )
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
@@ -238,13 +240,14 @@ class UnrolledTraining(pl.LightningModule):
         self.latest = {
             "train_mse": 2 * sums["loss"] / sums["samples"] if sums["samples"] else math.nan,
             "validation_mse": validation_mse,
-            "learning_rate": self.optimizers().param_groups[0]["lr"] if self.trainer.optimizers else math.nan,
+            "learning_rate": self.trainer.optimizers[0].param_groups[0]["lr"] if self.trainer.optimizers else math.nan,
             "gradient_norm": sums["gradient_norms"] / sums["steps"] if sums["steps"] else math.nan,
             "operator_norm": spectral_norm(self.network.operator),
         }
         sums.clear()
         known = {name: value for name, value in self.latest.items() if not math.isnan(value)}
-        own = any(isinstance(part, History) for part in self.trainer.callbacks)  # writes to the loggers itself
+        callbacks = self.trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+        own = any(isinstance(part, History) for part in callbacks)  # writes to the loggers itself
         self.log_dict(known, logger=bool(self.trainer.loggers) and not own)
 
 
