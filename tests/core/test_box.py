@@ -91,7 +91,9 @@ def test_gap_is_the_difference_of_the_objectives():
 def test_full_against_finite_differences(L):
     operator, _, box = boxed(6, 5, 3, seed=3)
     engine = engine_for(chambolle_pock(operator), operator)  # its step sizes stay, as they do in the gradient
-    assert torch.autograd.gradcheck(lambda K: _Unrolled.apply(K, box, engine, L, pdunroll.Full()), operator, eps=1e-7)
+    assert torch.autograd.gradcheck(
+        lambda K: _Unrolled.apply(K, box, None, 0.0, 0.0, engine, L, pdunroll.Full()), operator, eps=1e-7
+    )
 
 
 @pytest.mark.parametrize(("m", "n"), SHAPES)

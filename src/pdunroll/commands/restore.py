@@ -23,7 +23,7 @@ def parser() -> Parser:
         prog="python -m pdunroll restore",
         description="Restore a recording of low bit depth, or with --declip a clipped one. Every sample stays within "
         "its quantization cell; every frame is the sparsest one there under a learned operator, certified by its "
-        "duality gap.",
+        "duality gap. Overlapping frames are averaged.",
         epilog="Any length, rate and number of channels; the rate is kept. Prints the cells that were found, the "
         "number of certified frames and the time.",
         allow_abbrev=False,
@@ -39,6 +39,13 @@ def parser() -> Parser:
         "leave the others as they are")  # fmt: skip
     add("--level", type=float, metavar="L", help="with --declip: samples are clipped from this amplitude on (1 is full "
         "scale) instead of where the recording says")  # fmt: skip
+    add("--for", choices=("accuracy", "listening"), default="accuracy", dest="aim", help="accuracy: every frame is "
+         "solved to the optimum, for the highest SDR (default); listening: a few iterations, for the highest PESQ, not "
+         "certified")  # fmt: skip
+    add("--shifts", type=int, metavar="S", help="average over S shifted grids of frames, in S times the time of one; "
+         "default: 8")  # fmt: skip
+    add("--tolerance", type=float, metavar="GAP", help="the relative duality gap to which every frame is certified; "
+         "default: 0.01")  # fmt: skip
     add("--reference", type=Path, metavar="FILE", help="the recording before quantization: prints SDR and SI-SDR of "
         "input and result against it")  # fmt: skip
     return found
@@ -51,12 +58,22 @@ def main() -> None:
     if given.declip:
         from pdunroll.restore.declip import declip_file
 
-        if given.bits is not None:
-            raise InputError("--bits is for quantized recordings; leave it out with --declip")
+        options = {"--bits": given.bits, "--shifts": given.shifts, "--tolerance": given.tolerance}
+        options["--for"] = None if given.aim == "accuracy" else given.aim
+        for name in (name for name, value in options.items() if value is not None):
+            raise InputError(f"{name} is for quantized recordings; leave it out with --declip")
         declip_file(given.input, given.output, level=given.level, **common)
         return
     if given.level is not None:
         raise InputError("--level is for clipped recordings; it goes with --declip")
     from pdunroll.restore.restore import restore_file
 
-    restore_file(given.input, given.output, bits=given.bits, **common)
+    restore_file(
+        given.input,
+        given.output,
+        bits=given.bits,
+        listening=given.aim == "listening",
+        shifts=given.shifts,
+        tolerance=given.tolerance,
+        **common,
+    )

@@ -146,7 +146,7 @@ class Dequantization:
     Raises:
         InputError: for a radius that is no finite number above 0.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from pdunroll.core.problem import Dequantization
         >>> problem = Dequantization(radius=0.25)
@@ -279,6 +279,7 @@ def require_dense(name: str, value: object) -> Tensor:
     """Return `value` if it is a dense tensor of float32 or float64; raise `InputError` otherwise."""
     if not isinstance(value, Tensor):
         raise InputError(f"{name} must be a tensor, got {type(value).__name__}; torch.from_numpy takes an array")
+    require_untransformed(name, value)
     if value.layout != torch.strided:
         raise InputError(f"{name} must be a dense tensor; call to_dense() first")
     if value.dtype not in (torch.float32, torch.float64):
@@ -290,6 +291,12 @@ def require_frames(name: str, value: object) -> None:
     """Raise `InputError` unless `value` is a dense tensor of finite samples."""
     if not bool(require_dense(name, value).isfinite().all()):
         raise InputError(f"{name} holds NaN or infinite samples; replace them")
+
+
+def require_untransformed(name: str, value: Tensor) -> None:
+    """Raise `InputError` if a tensor is inside of a transform such as `torch.func.vmap`."""
+    if torch._C._functorch.is_functorch_wrapped_tensor(value):  # pyright: ignore[reportAttributeAccessIssue]
+        raise InputError(f"{name} is inside of a transform of torch.func; give a whole batch and call backward()")
 
 
 def dct_operator(rows: int, columns: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -309,7 +316,7 @@ def dct_operator(rows: int, columns: int, dtype: torch.dtype = torch.float32) ->
     Raises:
         InputError: for sizes that are no integers above 0 and for a dtype that is no floating-point one of torch.
 
-    Example:
+    Examples:
         >>> import pdunroll
         >>> pdunroll.dct_operator(2, 2)
         tensor([[ 0.7071,  0.7071],

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,21 +32,20 @@ Row = dict[str, Any]
 
 def frame_errors(
     path: Path, key: RunKey, operator: NDArray, test: Sequence[Any], validation: Sequence[Any], grid: NDArray,
-    chosen: NDArray, *, step_ratio: float, extrapolation: float, algorithm: Algorithm, tolerance: float,
-    max_iterations: int, batch_size: int, device: str,
+    chosen: NDArray, *, steps: Mapping[str, Any], algorithm: Algorithm, tolerance: float, max_iterations: int,
+    batch_size: int, device: str,
 ) -> dict[str, NDArray]:  # fmt: skip
     """Return the errors of each frame for one operator, from a file if they are stored in it already.
 
     Args:
         path: outputs/<name>/errors/<run>.npz, which is read if it has this result, and written otherwise.
-        key: what names the operator; its `step_norm` gives the step sizes of the iteration.
+        key: what names the operator.
         operator: K, (m, n).
         test: y of the test frames, (frames, n), an array, and their `Box`.
         validation: y and box of the validation frames.
         grid: numbers of iterations, ascending.
         chosen: the numbers of the test frames in their split; they are stored with the errors.
-        step_ratio: see `pdunroll.unroll`.
-        extrapolation: theta in [0, 1].
+        steps: the step sizes and the extrapolation, as arguments of `pdunroll.unroll`.
         algorithm: the one that solves for the certified optima.
         tolerance: the relative duality gap of the optima.
         max_iterations: of the solver.
@@ -55,18 +54,17 @@ def frame_errors(
 
     Returns:
         errors (len(grid), frames) and gaps (frames,) of the last iterate; optimum_errors, optimum_gaps and iterations
-        (frames,) of the certified optimum; validation_optimum_errors (frames,).
+        (frames,) of the certified optimum; of the validation frames the mean errors validation_errors (len(grid),) and
+        validation_optimum_errors (frames,).
     """
     end_with_parent()
     (truth, box), (validation_truth, validation_box) = test, validation
     arrays = [operator, grid, truth, validation_truth, *map(np.asarray, (*box.tensors(), *validation_box.tensors()))]
-    steps: dict[str, Any] = {
-        "step_ratio": step_ratio, "extrapolation": extrapolation, "step_norm": key.step_norm
-    }  # fmt: skip
     identity = digest(
         {
             "arrays": [hashlib.sha256(np.ascontiguousarray(array).data).hexdigest() for array in arrays],
             **steps,
+            "curves": ["test", "validation"],
             "solve": [repr(algorithm), tolerance, max_iterations],
             "code": source_digest("evaluation.curves", "core.solve", type(algorithm).__module__, without=WITHOUT),
         }
@@ -75,14 +73,16 @@ def frame_errors(
         return stored
     torch.set_num_threads(1)
     K, y, y_validation = (torch.from_numpy(array).to(device) for array in (operator, truth, validation_truth))
-    box, validation_box = box.to(device), validation_box.to(device)
-    errors, gaps = error_curve(chambolle_pock(K, **steps), K, y, box, grid.tolist(), batch_size)
+    box, validation_box, unrolled = box.to(device), validation_box.to(device), chambolle_pock(K, **steps)
+    errors, gaps = error_curve(unrolled, K, y, box, grid.tolist(), batch_size)
+    validation_errors, _ = error_curve(unrolled, K, y_validation, validation_box, grid.tolist(), batch_size)
     solved = partial(solve, K, tolerance=tolerance, max_iterations=max_iterations, algorithm=algorithm)
     optimum = solved(box)
     found = {
         "errors": errors,
         "gaps": gaps,
         "optimum_errors": _mse(optimum.primal, y),
+        "validation_errors": validation_errors.mean(axis=1, dtype=np.float64),
         "validation_optimum_errors": _mse(solved(validation_box).primal, y_validation),
         "optimum_gaps": optimum.gap.cpu().numpy(),
         "iterations": optimum.iterations.cpu().numpy(),
@@ -126,13 +126,16 @@ def certificate(found: dict[str, NDArray], tolerance: float) -> dict[str, Any]:
 def metrics(rows: list[Row], optima: list[Row], observed: str) -> dict[str, Any]:
     """Return the test MSE of each operator: classical (after L_training iterations) and at the certified optimum.
 
+    Trained operators have N1 (see `pdunroll.evaluation.convergence`), too, if the curve comes that close.
+
     Args:
         rows: of evaluation.csv, the first one that of the frames without restoration.
         optima: rows of optima.csv.
         observed: what these frames are called, such as "quantized".
     """
     result: dict[str, Any] = {observed: rows[0]["mse"]}
-    classical = after_training_iterations(rows)
+    classical, speed = after_training_iterations(rows), by_operator(optima, "n1")
     for key, mse in by_operator(optima, "optimum_mse").items():
-        result[key.name] = {"classical": classical[key], "optimality": mse} if key in classical else mse
+        n1 = {} if speed[key] is None else {"n1": speed[key]}
+        result[key.name] = {"classical": classical[key], "optimality": mse, **n1} if key in classical else mse
     return result
