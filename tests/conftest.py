@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import importlib
 import re
 import shutil
 import subprocess
@@ -20,8 +19,9 @@ from hydra import compose, initialize_config_dir
 from hypothesis import settings
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pdunroll.commands.entry import CONF, Config, run
+from pdunroll.commands.entry import CONF, Config
 from pdunroll.commands.entry import settings as settings_from
+from pdunroll.commands.start import run
 from pdunroll.core import engine
 
 settings.register_profile("same", derandomize=True)  # the same examples at each run
@@ -50,7 +50,7 @@ def call(monkeypatch, capfd, tmp_path):
         capfd.readouterr()
         status = 0
         try:
-            run(importlib.import_module(f"pdunroll.commands.{name}").main, composed=name != "restore")
+            run(name)
         except SystemExit as leaving:
             status = leaving.code
         return Outcome(status, *capfd.readouterr())

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -109,6 +111,30 @@ def test_a_folder_of_the_same_name_that_appears_meanwhile_is_left(tmp_path):
     with pytest.raises(InputError, match="holds 'theirs'"):
         fill()
     assert (tmp_path / "new/theirs").read_text() == "kept"
+
+
+REPLACING = """
+import sys
+from pathlib import Path
+from pdunroll.files import replaced
+
+def ours(folder):
+    return set("abcdefgh") if (folder / "a").is_file() else set()  # as a manifest says what else is there
+
+for _ in range(300):
+    with replaced(Path("new"), "prepared", ours) as partial:
+        for name in "abcdefgh":
+            (partial / name).write_text("written")
+"""
+
+
+def test_processes_that_replace_one_folder_never_see_half_of_it(tmp_path):
+    program = [sys.executable, "-c", REPLACING]
+    running = [subprocess.Popen(program, cwd=tmp_path, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    errors = [process.communicate()[1] for process in running]
+    assert errors == ["", "", ""]
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+    assert len(list((tmp_path / "new").iterdir())) == 8
 
 
 @pytest.mark.parametrize("cell", ["../../x", "/abs", ".", "..", "a/b", ""])

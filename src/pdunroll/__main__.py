@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 
 COMMANDS = {
     "prepare": "quantize speech and cut it into frames",
     "train": "train one operator, or with -m a sweep of them",
+    "operators": "write the trained operators as files of their own, for restore and for DVC",
     "evaluate": "compute the test error after every number of iterations and at the certified optimum",
     "theory": "measure whether the paper's theorems apply, and how near the gradients are to their limits",
     "quality": "score restored sentences by SDR, SI-SDR, PESQ and STOI",
@@ -33,12 +33,12 @@ def main() -> None:
         print(f"pdunroll: there is no command {name!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
         raise SystemExit(2)
     else:
-        from pdunroll.commands.entry import run
+        from pdunroll.commands.start import run
 
         given = sys.argv[2:]
         sweeping = [flag for flag in given if flag in ("-m", "--multirun")]  # Hydra takes them before overrides only
         sys.argv = [f"pdunroll {name}", *sweeping, *(part for part in given if part not in sweeping)]
-        run(importlib.import_module(f"pdunroll.commands.{name}").main, composed=name != "restore")
+        run(name)
 
 
 if __name__ == "__main__":

@@ -44,11 +44,11 @@ def setting(default: Any, check: Callable[..., object], *limits: Any, symbol: st
 class Data:
     """Where speech comes from, and how it is quantized and cut."""
 
-    name: str = MISSING
+    name: str = MISSING  # in tables and figures
     root: str | None = None  # a folder of audio, for the sources that read one
     source: Any = MISSING  # a pdunroll.speech.sources.Source
     frame_length: int = setting(320, require_integer, 1, 10**6)  # n, samples
-    bits: int = setting(4, require_integer, 1, 32)
+    bits: int = setting(4, require_integer, 1, 32)  # of the quantizer
 
 
 @dataclass
@@ -57,10 +57,11 @@ class Network:
 
     iterations: int = setting(10, require_integer, 1, 10**6, symbol="L")  # in training
     rows: int | None = setting(None, require_integer, 1, 10**6, symbol="m")  # n if null
-    step_ratio: float = setting(10.0, require_within, 1e-6, 1e6)
+    step_ratio: float = setting(10.0, require_within, 1e-6, 1e6)  # sqrt(sigma / tau)
     extrapolation: float = setting(1.0, require_within, 0, 1)  # theta
     # ||K|| in the step sizes: as published, or "spectral" for the largest steps
     step_norm: str = setting("frobenius", require_choice, ("frobenius", "spectral"))
+    learned_steps: bool = False  # learn sigma and tau with K, from these on
 
 
 @dataclass
@@ -70,24 +71,24 @@ class Optimization:
     The released code has adam_epsilon=1e-7 (the default of Keras), decay_counts=frames and shuffle_buffer=1000.
     """
 
-    learning_rate: float = setting(1e-5, require_positive)
-    final_learning_rate: float = setting(1e-8, require_positive)
-    adam_epsilon: float = setting(1e-8, require_positive)
+    learning_rate: float = setting(1e-5, require_positive)  # of the first step
+    final_learning_rate: float = setting(1e-8, require_positive)  # of the last step
+    adam_epsilon: float = setting(1e-8, require_positive)  # 1e-7 in the released code
     decay_counts: str = setting("steps", require_choice, ("steps", "frames"))  # by "frames" the rate hardly falls
-    epochs: int = setting(20, require_integer, 1, MOST)
+    epochs: int = setting(20, require_integer, 1, MOST)  # passes over the training frames
     batch_size: int = setting(32, require_integer, 1, MOST)  # frames
     shuffle_buffer: int | None = setting(None, require_integer, 1, MOST)  # frames to draw the next one from; null: all
     train_frames: int | None = setting(None, require_integer, 1, MOST)  # drawn for each epoch; null: all
     validation_frames: int | None = setting(1024, require_integer, 1, MOST)  # drawn once; null: all
-    validations_per_epoch: int = setting(1, require_integer, 1, MOST)
+    validations_per_epoch: int = setting(1, require_integer, 1, MOST)  # evenly spaced
 
 
 @dataclass
 class Trainer:
     """The machine's part, which does not change what is learned, and Lightning's further options, which may."""
 
-    accelerator: str = setting("cpu", require_choice, ("cpu", "gpu"))
-    threads: int = setting(1, require_integer, 1, MOST)
+    accelerator: str = setting("cpu", require_choice, ("cpu", "gpu"))  # cpu or gpu
+    threads: int = setting(1, require_integer, 1, MOST)  # of torch, in each process
     options: dict[str, Any] = field(default_factory=dict)  # of Lightning's Trainer, such as gradient_clip_val
 
     @property
@@ -100,8 +101,8 @@ class Trainer:
 class Tracking:
     """Weights & Biases; the CSV tables are written in any case."""
 
-    mode: str = setting("offline", require_choice, ("offline", "online", "disabled"))
-    project: str = "pdunroll"
+    mode: str = setting("offline", require_choice, ("offline", "online", "disabled"))  # disabled by tracking=off
+    project: str = "pdunroll"  # on Weights & Biases
     entity: str | None = None  # user or team; the login's own if null
 
 
@@ -113,7 +114,7 @@ class Evaluation:
     iterations: int = setting(100_000, require_integer, 1, MOST)  # L_inference
     points: int = setting(100, require_integer, 1, MOST)  # at least so many numbers of iterations, log-spaced
     frames: int | None = setting(1024, require_integer, 1, MOST)  # test frames, drawn with the seed; null: all
-    seed: int = 0
+    seed: int = 0  # of what is drawn
     tolerance: float = setting(1e-6, require_positive)  # relative duality gap of the certified optima
     max_iterations: int = setting(100_000, require_integer, 1, MOST)  # of the algorithm that finds them
     batch_size: int = setting(256, require_integer, 1, MOST)  # frames at a time
@@ -128,7 +129,7 @@ class Theory:
     frames: int = setting(64, require_integer, 1, MOST)  # vertex frames that are measured
     count_frames: int = setting(256, require_integer, 1, MOST)  # test frames, drawn with the seed, that begin with them
     iterations: int = setting(100_000, require_integer, 100, MOST)  # largest L and b
-    seed: int = 0
+    seed: int = 0  # of what is drawn
 
 
 @dataclass
@@ -137,9 +138,10 @@ class Quality:
 
     sentences: int | None = setting(12, require_integer, 1, MOST)  # drawn with the seed; null: all
     listen: int = setting(3, require_integer, 0, MOST)  # of them, written as audio
-    seed: int = setting(0, require_integer, 0)
-    tolerance: float = setting(1e-5, require_positive)  # relative duality gap
-    max_iterations: int = setting(20_000, require_integer, 1, MOST)
+    seed: int = setting(0, require_integer, 0)  # of what is drawn
+    shifts: int = setting(8, require_integer, 1, MOST)  # grids of frames to average over, beside a single one
+    tolerance: float = setting(1e-2, require_positive)  # relative duality gap
+    max_iterations: int = setting(20_000, require_integer, 1, MOST)  # of the algorithm
     jobs: int | None = setting(None, require_integer, 1, MOST)  # operators side by side, a thread each; null: all cores
 
 
@@ -159,9 +161,9 @@ class Verdicts:
     margin: float = setting(0.01, require_share)  # share of the error below which differences do not count
     time_margin: float = setting(0.25, require_share)  # by which a time may differ from the claimed one
     memory_margin: float = setting(0.05, require_share)  # share of full's growth that counts as constant
-    confidence: float = setting(0.95, require_share)
-    resamples: int = setting(2000, require_integer, 100, MOST)
-    seed: int = setting(0, require_integer, 0)
+    confidence: float = setting(0.95, require_share)  # of the intervals
+    resamples: int = setting(2000, require_integer, 100, MOST)  # of the bootstrap
+    seed: int = setting(0, require_integer, 0)  # of what is drawn
 
 
 @dataclass
@@ -171,16 +173,19 @@ class Config:
     name: str = setting(MISSING, require_name)  # folder below outputs/ and multirun/
     run: str = setting(MISSING, require_name)  # folder of one training below that
     prepared: Path = MISSING  # folder of the prepared frames
-    seed: int = setting(0, require_integer, 0, 2**32 - 1)
+    seed: int = setting(0, require_integer, 0, 2**32 - 1)  # of a training
     retrain: bool = False  # train finished runs again that were made by other code of pdunroll
     data: Data = MISSING
-    backprop: dict[str, Any] = MISSING
+    backprop: dict[str, Any] = MISSING  # the backward pass; each file of the group explains its settings
     objective: dict[str, Any] = MISSING  # what is minimized, a pdunroll.training.objectives.Objective
     algorithm: dict[str, Any] = MISSING  # a pdunroll.Algorithm, for certified optima
     network: Network = field(default_factory=Network)
     optimization: Optimization = field(default_factory=Optimization)
     trainer: Trainer = MISSING
+    optimizer: dict[str, Any] = MISSING  # a torch.optim.Optimizer, as a partial that is given the parameters and lr
+    schedule: dict[str, Any] | None = None  # a torch LRScheduler, stepped every step; null: the rate falls linearly
     callbacks: dict[str, Any] = field(default_factory=dict)  # further callbacks of Lightning, by any name
+    logger: dict[str, Any] = field(default_factory=dict)  # further loggers of Lightning, by any name
     tracking: Tracking = MISSING
     evaluation: Evaluation = field(default_factory=Evaluation)
     theory: Theory = field(default_factory=Theory)
@@ -191,13 +196,22 @@ class Config:
     @property
     def scientific(self) -> dict[str, Any]:
         """The settings that a training's result depends on."""
-        variant = self.objective if self.objective["label"] else {}  # none for the error after L iterations
-        own = {"objective": variant, "trainer": self.trainer.options, "callbacks": self.callbacks}
+        adam = {"_target_": "torch.optim.Adam", "_partial_": True, "eps": self.optimization.adam_epsilon, "fused": True}
+        own = {
+            "objective": self.objective if self.objective["label"] else None,  # none for the error after L iterations
+            "optimizer": self.optimizer if self.optimizer != adam else None,  # as in records from before the setting
+            "schedule": self.schedule,
+            "trainer": self.trainer.options,
+            "callbacks": self.callbacks,
+        }
+        network = asdict(self.network)
+        if not network["learned_steps"]:  # as in records from before the setting
+            del network["learned_steps"]
         return {
             "seed": self.seed,
             "data": {"name": self.data.name, "frame_length": self.data.frame_length, "bits": self.data.bits},
-            "backprop": self.backprop,
-            "network": asdict(self.network),
+            "backprop": _recorded(self.backprop),
+            "network": network,
             "optimization": asdict(self.optimization),
             **{name: given for name, given in own.items() if given},
         }
@@ -206,6 +220,12 @@ class Config:
     def outputs(self) -> Path:
         """Where the tables and figures of this experiment are."""
         return Path("outputs") / self.name
+
+
+def _recorded(mode: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of a mode without `checkpoint_every` where it is not used, as older records hold them."""
+    kept = {name: value for name, value in mode.items() if (name, value) != ("checkpoint_every", None)}
+    return {name: _recorded(value) if isinstance(value, dict) else value for name, value in kept.items()}
 
 
 def check_settings(config: Config) -> None:
@@ -229,8 +249,12 @@ def check_settings(config: Config) -> None:
     _require_target("backprop.strategy", config.backprop.get("strategy"))
     _require_target("objective.loss", config.objective.get("loss"))
     _require_target("algorithm", config.algorithm)
-    for name, node in config.callbacks.items():
-        _require_target(f"callbacks.{name}", node)
+    _require_target("optimizer", config.optimizer)
+    if config.schedule is not None:
+        _require_target("schedule", config.schedule)
+    for group, nodes in (("callbacks", config.callbacks), ("logger", config.logger)):
+        for name, node in nodes.items():
+            _require_target(f"{group}.{name}", node)
 
 
 def _require_target(name: str, node: object) -> None:

@@ -10,7 +10,7 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -69,16 +69,24 @@ def replaced(folder: Path, setting: str, ours: Callable[[Path], set[str]]) -> It
     try:
         yield partial
         refuse_foreign(folder, setting, ours)
-        while True:
-            shutil.rmtree(target, ignore_errors=True)
-            try:
-                partial.rename(target)
-                break
-            except OSError:  # another process has just put its own there
-                if not target.is_dir() or not partial.is_dir():
-                    raise
+        _swap(partial, target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _swap(partial: Path, target: Path) -> None:
+    """Put `partial` in the place of `target`, which other processes see whole or not at all."""
+    aside = partial.with_name(f"{partial.stem}.old.{os.getpid()}.partial")
+    while True:
+        with suppress(FileNotFoundError):
+            target.rename(aside)
+        shutil.rmtree(aside, ignore_errors=True)
+        try:
+            partial.rename(target)
+            return
+        except OSError:  # another process has just put its own there
+            if not target.is_dir() or not partial.is_dir():
+                raise
 
 
 def refuse_foreign(folder: Path, setting: str, ours: Callable[[Path], set[str]]) -> None:
@@ -91,12 +99,25 @@ def refuse_foreign(folder: Path, setting: str, ours: Callable[[Path], set[str]])
         return
     if not target.is_dir():
         raise InputError(f"{setting}: {place} is a file; name a folder")
-    names = {path.name for path in target.iterdir()}
-    if foreign := sorted(names - ours(target)):
+    if foreign := _foreign(target, ours):
         raise InputError(
             f"{setting}: {place} holds {foreign[0]!r}, which this command did not write; it is left as it is, "
             "name another folder"
         )
+
+
+def _foreign(target: Path, ours: Callable[[Path], set[str]]) -> list[str]:
+    """Return what `target` holds that `ours` does not name; look again where another process replaced it meanwhile."""
+    while True:
+        try:
+            before = target.stat().st_ino
+            names = {path.name for path in target.iterdir()}
+            found = sorted(names - ours(target))
+            if not found or target.stat().st_ino == before:
+                return found
+        except FileNotFoundError:
+            if not target.exists():
+                return []
 
 
 def running(process: str) -> bool:

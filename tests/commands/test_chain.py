@@ -17,7 +17,7 @@ import torch
 import yaml
 
 import pdunroll
-from conftest import SMOKE_RUNS, command, environment, replace, repro, table
+from conftest import ROOT, SMOKE_RUNS, command, environment, replace, repro, table
 from pdunroll.speech.frames import load
 
 
@@ -145,7 +145,12 @@ def test_theory_tables(smoke):
     assert len(table(folder / "fits.csv")) == 3 * 4 * 2
     quantities = {row["quantity"] for row in table(folder / "decay.csv")}
     assert {"delta_primal", "delta_dual", "k_delta_primal", "kt_delta_dual", "kernel_distance"} < quantities
-    for name in ("fidelity", "decay", "settling"):
+    modes = table(folder / "modes.csv")
+    presets = {path.stem for path in (smoke / "conf/backprop").iterdir()}
+    assert {re.match("[a-z]+", row["mode"])[0] for row in modes} == presets
+    assert len(modes) == 3 * (2 * len(presets) - 2)  # both masks, but for implicit and piggyback
+    assert all(float(row["full_error"]) == 0 for row in modes if row["mode"].startswith("full-"))
+    for name in ("fidelity", "modes", "decay", "settling"):
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -221,7 +226,7 @@ def ran(printed: str) -> set[str]:
     return set(re.findall(r"^Running stage '(\w+)", printed, re.MULTILINE))
 
 
-STAGES = {"settings", "prepare", "sweep", "theory", "evaluate", "figures", "verdicts", "quality", "report"}
+STAGES = {"settings", "prepare", "sweep", "operators", "theory", "evaluate", "figures", "verdicts", "quality", "report"}
 
 
 def test_dvc_runs_the_chain_once_and_then_what_changed(folder):
@@ -234,6 +239,37 @@ def test_dvc_runs_the_chain_once_and_then_what_changed(folder):
     assert ran(repro(folder)) == {"settings", "evaluate", "quality", "figures", "verdicts", "report"}
     settings = yaml.safe_load((folder / "outputs/smoke/settings.yaml").read_text())
     assert settings["evaluation"]["frames"] == 63
+
+
+def test_the_committed_lock_has_the_stages_and_settings_of_the_demo(call, tmp_path):
+    assert call("settings", "experiment=demo").status == 0
+    settings = yaml.safe_load((tmp_path / "outputs/demo/settings.yaml").read_text())
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    for name, recorded in yaml.safe_load((ROOT / "dvc.lock").read_text())["stages"].items():
+        stage = name.removesuffix("@demo")
+        assert recorded["cmd"] == stages[stage]["do"]["cmd"].replace("${item}", "demo")
+        for section, given in recorded.get("params", {}).get("outputs/demo/settings.yaml", {}).items():
+            assert given == settings[section], f"dvc.lock is old: {stage} {section}"
+
+
+def test_operators_can_be_pushed_and_pulled(folder):
+    def dvc(*arguments: str) -> str:
+        program = [sys.executable, "-m", "dvc", *arguments]
+        done = subprocess.run(program, cwd=folder, env=environment(folder), capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    operators = folder / "outputs/smoke/operators"
+    before = {path.name: path.read_bytes() for path in operators.iterdir()}
+    assert set(before) == {f"{name}.npz" for name in SMOKE_RUNS}
+    dvc("remote", "add", "--default", "mine", str(folder / "remote"))
+    dvc("push", "operators")
+    shutil.rmtree(operators)
+    shutil.rmtree(folder / ".dvc/cache")
+    dvc("pull", "operators")
+    assert {path.name: path.read_bytes() for path in operators.iterdir()} == before
+    dvc("plots", "show", "inference")
+    assert "Test error against the number of iterations" in (folder / "dvc_plots/index.html").read_text()
 
 
 def comment(project: Path, preset: Path) -> None:
@@ -263,10 +299,10 @@ def test_only_a_changed_strategy_of_ones_own_trains_again_by_itself(project):
         preset.replace("pdunroll.Full", "mine.Mine").replace("full", "mine")
     )
 
-    def trained(*overrides: str) -> tuple[set[str], str]:
+    def trained(*overrides: str, modes: str = "full,mine") -> tuple[set[str], str]:
         done = subprocess.run(
             [sys.executable, "-m", "pdunroll", "train", "-m", "experiment=smoke", "tracking=off",
-             "backprop=full,mine", "network.iterations=3", *overrides],
+             f"backprop={modes}", "network.iterations=3", *overrides],
             cwd=project, env=environment(project), capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
@@ -286,7 +322,15 @@ def test_only_a_changed_strategy_of_ones_own_trains_again_by_itself(project):
     assert trained("retrain=true")[0] == {"full", "mine"}
     assert trained("retrain=true")[0] == set()
 
-    for stage in ("evaluate", "theory", "quality", "figures", "verdicts", "report"):  # the mode is everywhere by itself
+    trained(modes="implicit")
+    for stage in (
+        "evaluate",
+        "theory",
+        "quality",
+        "figures",
+        "verdicts",
+        "report",
+    ):  # both are everywhere
         done = subprocess.run(
             [sys.executable, "-m", "pdunroll", stage, "experiment=smoke", "tracking=off", "quality.sentences=1",
              "theory.runs=[mine-active_set-frobenius-L3-seed0]"],
@@ -294,7 +338,7 @@ def test_only_a_changed_strategy_of_ones_own_trains_again_by_itself(project):
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
     for name in ("evaluation.csv", "results.txt", "figures/regimes.svg", "quality_summary.csv", "report.html"):
-        assert "mine" in (project / "outputs/smoke" / name).read_text(), name
+        assert {"mine", "implicit"} <= set(re.findall("[a-z]+", (project / "outputs/smoke" / name).read_text())), name
 
 
 def test_a_changed_audio_file_is_noticed(project):

@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import itertools
+import re
 import subprocess
 import sys
+from dataclasses import fields, is_dataclass
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from pytorch_lightning import Callback
+from pytorch_lightning.loggers import Logger
 
 import pdunroll
 from pdunroll.commands.entry import CONF, InputError, build, settings
+from pdunroll.commands.help import explained
+from pdunroll.config import Config
 from pdunroll.speech.sources import IEEE, Folder, Synthetic
 from pdunroll.training.objectives import Objective
 
-GROUPS = ("data", "backprop", "objective", "algorithm", "callbacks", "experiment", "sweep", "trainer", "tracking")
+GROUPS = (
+    "data", "backprop", "objective", "algorithm", "optimizer", "schedule", "callbacks", "logger", "experiment", "sweep",
+    "trainer", "tracking",
+)  # fmt: skip
 
 
 def options(group: str) -> list[str]:
@@ -33,8 +43,13 @@ def composed(*overrides: str, hydra: bool = False):
 def test_groups_are_those_of_the_folder():
     assert sorted(path.name for path in Path(CONF).iterdir() if path.is_dir()) == sorted([*GROUPS, "hydra"])
     assert options("data") == ["folder", "ieee", "synthetic"]
-    assert options("backprop") == ["full", "implicit", "truncated"]
+    assert options("backprop") == [
+        "full", "implicit", "lastiterations", "onestep", "phantom", "piggyback", "truncated",
+    ]  # fmt: skip
+    assert options("optimizer") == ["adam", "adamw", "sgd"]
+    assert options("schedule") == ["constant", "cosine"]
     assert options("callbacks") == ["early_stopping"]
+    assert options("logger") == ["csv"]
     assert options("algorithm") == ["chambolle_pock", "halpern"]
     assert options("objective") == ["halpern", "plain", "random_depth", "several_depths", "warm"]
     assert options("experiment") == ["demo", "future", "paper", "quick", "smoke"]
@@ -47,9 +62,17 @@ def test_groups_are_those_of_the_folder():
 def test_every_preset_is_instantiated(group, option):
     config = settings(composed(f"{group}={option}", "data.root=somewhere"))
     source, strategy = build(config.data.source), build(config.backprop["strategy"])
+    optimizer = build(config.optimizer)([torch.zeros(2, requires_grad=True)], lr=1e-4)
+    assert isinstance(optimizer, torch.optim.Optimizer)
+    if config.schedule is not None:
+        assert isinstance(build(config.schedule)(optimizer), torch.optim.lr_scheduler.LRScheduler)
     assert all(isinstance(build(node), Callback) for node in config.callbacks.values())
+    assert all(isinstance(build({"save_dir": ".", **node}), Logger) for node in config.logger.values())
     assert isinstance(source, Synthetic | IEEE | Folder)
-    assert isinstance(strategy, pdunroll.Full | pdunroll.Truncated | pdunroll.Implicit)
+    assert isinstance(strategy, pdunroll.Backprop)
+    if group == "backprop":
+        assert config.backprop["name"] == option
+        assert config.run.startswith(f"{option}{config.backprop.get('iterations', '')}-{strategy.primal_mask}-")
     assert isinstance(build(config.objective["loss"]), Objective)
     assert isinstance(build(config.algorithm), pdunroll.RestartedHalpern | pdunroll.PlainChambollePock)
 
@@ -163,6 +186,36 @@ def test_settings_of_the_wrong_type_or_name_are_refused():
             composed(override)
 
 
+def test_slurm_sends_a_job_again_that_has_run_out_of_time():
+    own = ("account=a", "qos=q", "gres=gpu:1", "partition=p")
+    given = [f"hydra.launcher.{part}" for part in own]
+    launcher = composed("hydra/launcher=cluster", *given, hydra=True).hydra.launcher
+    assert (launcher.account, launcher.qos, launcher.gres, launcher.partition) == ("a", "q", "gpu:1", "p")
+    assert launcher.max_num_timeout == 10
+
+
+def test_records_hold_what_is_not_the_default():
+    plain = settings(composed("backprop=full")).scientific
+    assert not {"optimizer", "schedule", "logger"} & set(plain)
+    assert "checkpoint_every" not in str(plain)
+    assert settings(composed("optimizer=adam", "logger=csv")).scientific == plain
+    assert settings(composed("optimization.adam_epsilon=1e-7")).optimizer["eps"] == 1e-7
+    other = settings(composed("optimizer=sgd", "schedule=cosine", "backprop.checkpoint_every=5")).scientific
+    assert other["optimizer"] == {"_target_": "torch.optim.SGD", "_partial_": True, "momentum": 0.9}
+    assert other["schedule"]["T_max"] == 2000
+    assert other["backprop"]["strategy"]["checkpoint_every"] == 5
+    assert "optimizer" in settings(composed("+optimizer.weight_decay=0.1")).scientific
+
+
+def test_help_explains_every_setting():
+    lines = list(explained(Config))
+    for own in fields(Config):
+        nested = get_type_hints(Config)[own.name]
+        names = [f"{own.name}.{part.name}" for part in fields(nested)] if is_dataclass(nested) else [own.name]
+        for name in names:
+            assert [line for line in lines if re.match(rf"  {re.escape(name)} \(.+\): \S", line)], name
+
+
 @pytest.mark.parametrize("name", ["prepare", "train", "evaluate", "theory", "figures", "settings", "verdicts"])
 def test_help_needs_no_torch(name):
     program = (
@@ -172,4 +225,6 @@ def test_help_needs_no_torch(name):
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "experiment: demo, future, paper, quick, smoke" in done.stdout
+    assert "experiment: demo, paper, quick, smoke" in done.stdout
+    assert "  network.iterations (int): in training\n" in done.stdout
+    assert "  learning_rate: 0.0001\n" in done.stdout

@@ -156,6 +156,50 @@ def test_workers_end_when_their_parent_was_killed(prepared):
     assert len(gone) == len(children)
 
 
+@pytest.mark.parametrize("launcher", ["basic", "submitit_local"])
+def test_launchers_train_a_sweep(prepared, launcher):
+    done = command("train", *ARGUMENTS, f"hydra/launcher={launcher}", "network.iterations=3", cwd=prepared)
+    assert done.returncode == 0, done.stderr
+    assert [row["status"] for row in table(prepared / "multirun/smoke/sweep.csv")] == 2 * ["finished"]
+
+
+def test_a_job_that_is_told_that_its_time_is_over_is_sent_again_and_goes_on(prepared):
+    arguments = ("backprop=full", "network.iterations=10", "optimization.epochs=160")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pdunroll", "train", *ARGUMENTS, *arguments, "hydra/launcher=submitit_local"],
+        cwd=prepared, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    history = prepared / "multirun/smoke" / SMOKE_RUNS[1] / "training.csv"
+    while process.poll() is None and not (history.is_file() and len(table(history)) > 20):
+        time.sleep(0.1)
+    children = psutil.Process(process.pid).children(recursive=True)
+    (job,) = (child for child in children if "submitit.core._submit" in child.cmdline() and not child.children())
+    job.send_signal(signal.SIGUSR2)
+    assert process.wait() == 0, process.stdout.read()
+    printed = "".join(path.read_text() for path in (prepared / "multirun/smoke/.submitit").rglob("*.out"))
+    assert printed.count("step 0 of 1280") == 1
+    assert printed.count("step 1280 of 1280") == 1
+    assert "Requeued job" in "".join(
+        path.read_text() for path in (prepared / "multirun/smoke/.submitit").rglob("*.err")
+    )
+    assert len(table(history)) == 161
+
+
+def test_optimizer_schedule_and_loggers_are_settings_of_a_training(prepared):
+    own = ("experiment=smoke", "tracking=off", "backprop=full", "network.iterations=3")
+    done = command("train", *own, "optimizer=sgd", "schedule=constant", "logger=csv", cwd=prepared)
+    assert done.returncode == 0, done.stderr
+    folder = prepared / "outputs/smoke" / SMOKE_RUNS[0]
+    record = json.loads((folder / "run.json").read_text())
+    assert record["settings"]["optimizer"]["_target_"] == "torch.optim.SGD"
+    ours, lightnings = table(folder / "training.csv"), table(folder / "csv/version_0/metrics.csv")
+    assert [row["validation_mse"] for row in lightnings] == [row["validation_mse"] for row in ours]
+    assert {float(row["learning_rate"]) for row in ours} == {1e-4}
+    done = command("train", *own, "+optimizer.nothing=1", cwd=prepared)
+    assert done.returncode == 2
+    assert "optimizer or schedule do not take their settings" in done.stderr
+
+
 def test_later_stages_take_the_settings_of_the_trainings(prepared):
     own = ("experiment=smoke", "tracking=off")
     sweep = ("backprop=full", "network.iterations=3", "network.step_ratio=3", "network.rows=48")

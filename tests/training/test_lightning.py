@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -127,6 +128,20 @@ def test_test_and_predict(tmp_path):
     alone = torch.cat(run.predict(model, DataLoader(observation, batch_size=8)))
     for predicted in (pairs, alone):
         torch.testing.assert_close(predicted, restored, rtol=0, atol=1e-6)
+
+
+def test_optimizer_and_schedule_may_be_given_and_are_adam_with_a_linear_fall_by_default(tmp_path):
+    def trained(**options) -> torch.Tensor:
+        model = module(learning_rate=1e-2, decay=12, **options)
+        trainer(tmp_path, max_epochs=2).fit(model, loader(), loader(24, seed=1))
+        return model.network.operator.detach()
+
+    adam = partial(torch.optim.Adam, eps=1e-8, fused=True)
+    fall = partial(torch.optim.lr_scheduler.LinearLR, start_factor=1.0, end_factor=1e-6, total_iters=12)
+    default = trained()
+    assert torch.equal(trained(optimizer=adam), default)
+    torch.testing.assert_close(trained(schedule=fall), default, rtol=0, atol=1e-6)
+    assert not torch.equal(trained(optimizer=torch.optim.SGD), default)
 
 
 def test_float64_trains_and_half_precision_is_refused(tmp_path):

@@ -34,14 +34,18 @@ def main(config: Config) -> float:
 
     alone = HydraConfig.get().mode == RunMode.RUN
     folder = Path(HydraConfig.get().runtime.output_dir)
+    own = folder / config.run if alone else folder
     try:
         return train(
-            folder / config.run if alone else folder,
+            own,
             config.scientific,
             config.prepared,
             strategy=build(config.backprop["strategy"]),
+            optimizer=build(config.optimizer),
+            schedule=build(config.schedule) if config.schedule else None,
             objective=build(config.objective["loss"]),
             callbacks=[build(node) for node in config.callbacks.values()],
+            loggers=[build({"save_dir": str(own), **node}) for node in config.logger.values()],
             accelerator=config.trainer.accelerator,
             threads=config.trainer.usable_threads,
             tracking=config.tracking,

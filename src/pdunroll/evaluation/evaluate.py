@@ -84,16 +84,14 @@ def evaluate(
     chosen, truth, observation = drawn(prepared, "test", frames, seed)
     _, *validation = drawn(prepared, "validation", frames, seed)
     candidates = operators(runs)
-    common = runs[0]
     # one thread an operator: side by side they are faster than one after the other on all cores
-    work = Parallel(n_jobs=jobs or -1, return_as="generator", max_nbytes=None)(
+    work: Any = Parallel(n_jobs=jobs or -1, return_as="generator", max_nbytes=None)(
         delayed(frame_errors)(
             outputs / "errors" / f"{key.name}.npz", key, operator, truth, observation, validation, grid, chosen,
-            radius=common.radius, step_ratio=common.step_ratio, extrapolation=common.extrapolation,
-            algorithm=algorithm, tolerance=tolerance, max_iterations=max_iterations, batch_size=batch_size,
-            device=device,
+            radius=runs[0].radius, steps=steps, algorithm=algorithm, tolerance=tolerance,
+            max_iterations=max_iterations, batch_size=batch_size, device=device,
         )
-        for key, operator in candidates
+        for key, operator, steps in candidates
     )  # fmt: skip
     quantized = [
         float(((x - y) ** 2).mean(axis=1).mean(dtype=np.float64)) for y, x in ((truth, observation), validation)
@@ -101,7 +99,7 @@ def evaluate(
     rows = list(curve(RunKey("none"), grid, *([mse] * len(grid) for mse in quantized)))
     optima: list[Row] = []
     start = time.perf_counter()
-    for number, ((key, _), found) in enumerate(zip(candidates, work, strict=True), start=1):
+    for number, ((key, *_), found) in enumerate(zip(candidates, work, strict=True), start=1):
         test = found["errors"].mean(axis=1, dtype=np.float64).tolist()
         rows.extend(curve(key, grid, test, found["validation_errors"].tolist()))
         optima.append({**key.columns, **certificate(found, tolerance)})
@@ -123,12 +121,12 @@ def drawn(prepared: Path, split: str, count: int | None, seed: int) -> tuple[NDA
     return numbers, frames.truth[numbers], frames.observation[numbers]
 
 
-def operators(runs: Sequence[Run]) -> list[tuple[RunKey, NDArray]]:
-    """Return what names an operator, and K (m, n): of the DCT for each norm, then of the trainings."""
+def operators(runs: Sequence[Run]) -> list[tuple[RunKey, NDArray, dict[str, Any]]]:
+    """Return what names an operator, K (m, n) and its step sizes: of the DCT for each norm, then of the trainings."""
     norms = dict.fromkeys(run.key.step_norm for run in runs)
-    dct = dct_operator(*runs[0].shape).numpy()
-    untrained = [(RunKey("dct", step_norm=norm), dct) for norm in norms]
-    return [*untrained, *((run.key, run.operator()) for run in runs)]
+    dct, steps = dct_operator(*runs[0].shape).numpy(), runs[0].initial_steps
+    untrained = [(RunKey("dct", step_norm=norm), dct, {**steps, "step_norm": norm}) for norm in norms]
+    return [*untrained, *((run.key, run.operator(), run.steps) for run in runs)]
 
 
 def curve(key: RunKey, grid: NDArray, test: Sequence[float], validation: Sequence[float]) -> Iterator[Row]:

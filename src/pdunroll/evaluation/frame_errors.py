@@ -6,6 +6,7 @@ import hashlib
 import logging
 import zipfile
 import zlib
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,14 +32,14 @@ Row = dict[str, Any]
 
 def frame_errors(
     path: Path, key: RunKey, operator: NDArray, truth: NDArray, observation: NDArray, validation: list[NDArray],
-    grid: NDArray, chosen: NDArray, *, radius: float, step_ratio: float, extrapolation: float, algorithm: Algorithm,
+    grid: NDArray, chosen: NDArray, *, radius: float, steps: Mapping[str, Any], algorithm: Algorithm,
     tolerance: float, max_iterations: int, batch_size: int, device: str,
 ) -> dict[str, NDArray]:  # fmt: skip
     """Return the errors of each frame for one operator, from a file if they are stored in it already.
 
     Args:
         path: outputs/<name>/errors/<run>.npz, which is read if it has this result, and written otherwise.
-        key: what names the operator; its `step_norm` gives the step sizes of the iteration.
+        key: what names the operator.
         operator: K, (m, n).
         truth: y of the test frames, (frames, n).
         observation: x of the test frames, (frames, n).
@@ -46,8 +47,7 @@ def frame_errors(
         grid: numbers of iterations, ascending.
         chosen: the numbers of the test frames in their split; they are stored with the errors.
         radius: half a quantization step.
-        step_ratio: see `pdunroll.unroll`.
-        extrapolation: theta in [0, 1].
+        steps: the step sizes and the extrapolation, as arguments of `pdunroll.unroll`.
         algorithm: the one that solves for the certified optima.
         tolerance: the relative duality gap of the optima.
         max_iterations: of the solver.
@@ -62,12 +62,10 @@ def frame_errors(
     end_with_parent()
     arrays = {"operator": operator, "truth": truth, "observation": observation, "grid": grid}
     arrays |= dict(zip(("validation_truth", "validation_observation"), validation, strict=True))
-    steps: dict[str, Any] = {
-        "radius": radius, "step_ratio": step_ratio, "extrapolation": extrapolation, "step_norm": key.step_norm
-    }  # fmt: skip
     identity = digest(
         {
             **{name: hashlib.sha256(np.ascontiguousarray(array).data).hexdigest() for name, array in arrays.items()},
+            "radius": radius,
             **steps,
             "curves": ["test", "validation"],
             "solve": [repr(algorithm), tolerance, max_iterations],
@@ -80,7 +78,7 @@ def frame_errors(
     K, y, x, y_validation, x_validation = (
         torch.from_numpy(array).to(device) for array in (operator, truth, observation, *validation)
     )
-    unrolled = chambolle_pock(K, **steps)
+    unrolled = chambolle_pock(K, radius=radius, **steps)
     errors, gaps = error_curve(unrolled, K, y, x, grid.tolist(), batch_size)
     validation_errors, _ = error_curve(unrolled, K, y_validation, x_validation, grid.tolist(), batch_size)
     solved = partial(solve, K, radius=radius, tolerance=tolerance, max_iterations=max_iterations, algorithm=algorithm)

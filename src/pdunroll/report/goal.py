@@ -34,7 +34,7 @@ def goal(evaluation: list[Row], optima: list[Row]) -> list[str]:
     best = table[["+" not in RunKey(*kind).backprop for kind in table.index]].iloc[0]
     lines = [f"{'at the optimum, against the best plain kind':<58}{'seeds':>6}{'error':>10}{'N1':>7}  goal"]
     for kind, own in table.iterrows():
-        key = RunKey(*kind)
+        key = RunKey(*kind)  # pyright: ignore[reportGeneralTypeIssues]
         name = f"{key.mode.label}, {key.primal_mask}, {key.step_norm}, L = {key.l_training}"
         reached = own["mse"] <= best["mse"] and FASTER * own["n1"] <= best["n1"]
         n1 = "-" if pd.isna(own["n1"]) else f"{own['n1']:.0f}"

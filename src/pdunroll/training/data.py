@@ -58,6 +58,7 @@ class FrameData(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Return the batches up to the next validation; Lightning asks anew for each of these parts of a pass."""
+        assert self.trainer is not None
         number, part = divmod(self.trainer.current_epoch, self.validations_per_pass)
         order = shuffled(len(self.train), self.shuffle_buffer, seed=(self.seed << 20) + number)[: self.frames_per_pass]
         first, last = (p * self.steps_per_pass // self.validations_per_pass for p in (part, part + 1))

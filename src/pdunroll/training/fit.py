@@ -17,8 +17,9 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.plugins.environments import LightningEnvironment  # pyright: ignore[reportPrivateImportUsage]
 from pytorch_lightning.plugins.io import TorchCheckpointIO
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.utilities.exceptions import MisconfigurationException  # pyright: ignore[reportPrivateImportUsage]
 
 from pdunroll.errors import InputError
 from pdunroll.files import atomic
@@ -79,7 +80,7 @@ def fit(
             reload_dataloaders_every_n_epochs=1,
             num_sanity_val_steps=0 if resume.is_file() else -1,  # validation before the first step
             callbacks=[history, checkpoint, *callbacks],
-            plugins=[Checkpoints()],
+            plugins=[Checkpoints(), LightningEnvironment()],  # on a cluster it is submitit that sends a job again
             logger=loggers or False,
             default_root_dir=folder,
             **given,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
+from functools import partial
 from typing import Any, TypeVar
 
 import pytorch_lightning as pl
@@ -33,7 +34,8 @@ class UnrolledTraining(pl.LightningModule):
     that of the authors' code: Adam divides it out but for its epsilon, which a mean over the samples would come close
     to. At each validation, or each epoch without one, the module logs train_mse (since the last time), validation_mse,
     learning_rate, gradient_norm and operator_norm (||K||_2); errors are means over frames and samples. `best_operator`
-    is the K with the smallest validation error so far. Every argument is a hyperparameter of the checkpoint.
+    is the K with the smallest validation error so far. Every argument is a hyperparameter of the checkpoint, except
+    `optimizer` and `schedule`, which are code.
 
     Args:
         frame_length: n, samples.
@@ -43,14 +45,17 @@ class UnrolledTraining(pl.LightningModule):
         objective: the loss, or what `described` returned for one; the error after L iterations if None.
         rows: m; n if None.
         step_ratio: see `pdunroll.unroll`, as for `extrapolation` and `step_norm`.
+        learned_steps: learn the step sizes, too; see `UnrolledNetwork`.
         extrapolation: theta.
         step_norm: the norm of K in the step sizes.
         learning_rate: of the first step.
         final_learning_rate: of the last step; the rate falls linearly.
         adam_epsilon: 1e-7 in the released code.
         decay: steps until the final rate; those of the Trainer if None.
+        optimizer: called with the parameters and lr, returns the optimizer; Adam with `adam_epsilon` if None.
+        schedule: called with the optimizer, returns what sets the rate of each step; the linear fall if None.
 
-    Example:
+    Examples:
         >>> import pdunroll
         >>> module = UnrolledTraining(frame_length=16, radius=1 / 16, iterations=10, backprop=pdunroll.Full())
         >>> module(torch.zeros(2, 16)).shape
@@ -61,6 +66,7 @@ class UnrolledTraining(pl.LightningModule):
     best_operator: Tensor
     best_mse: Tensor
     best_step: Tensor
+    best_steps: Tensor  # the learned step ratio and scale of `best_operator`, if they are learned
 
     def __init__(
         self,
@@ -72,27 +78,34 @@ class UnrolledTraining(pl.LightningModule):
         objective: Objective | dict[str, Any] | None = None,
         rows: int | None = None,
         step_ratio: float = 10.0,
+        learned_steps: bool = False,
         extrapolation: float = 1.0,
         step_norm: str = "frobenius",
         learning_rate: float = 1e-5,
         final_learning_rate: float = 1e-8,
         adam_epsilon: float = 1e-8,
         decay: int | None = None,
+        optimizer: Callable[..., torch.optim.Optimizer] | None = None,
+        schedule: Callable[..., torch.optim.lr_scheduler.LRScheduler] | None = None,
     ) -> None:
         super().__init__()
         strategy = rebuilt(backprop) if isinstance(backprop, dict) else backprop or Full()
         self.objective = rebuilt(objective, Objective) if isinstance(objective, dict) else objective or AtDepth()
         backprop, objective = described(strategy), described(self.objective)
-        self.save_hyperparameters()  # the arguments by their names, as they are now: plain data
+        self.optimizer, self.schedule = optimizer, schedule
+        self.save_hyperparameters(ignore=["optimizer", "schedule"])  # the arguments as they are now: plain data
         self.network = UnrolledNetwork(
             rows=rows or frame_length, frame_length=frame_length, radius=radius, iterations=iterations,
-            backprop=strategy, step_ratio=step_ratio, extrapolation=extrapolation, step_norm=step_norm,
+            backprop=strategy, step_ratio=step_ratio, learned_steps=learned_steps, extrapolation=extrapolation,
+            step_norm=step_norm,
         )  # fmt: skip
         self.register_buffer("first_mse", torch.tensor(math.inf, dtype=torch.float64))
         self.register_buffer("best_operator", self.network.operator.detach().clone())
         self.register_buffer("best_mse", torch.tensor(math.inf, dtype=torch.float64))
         self.register_buffer("best_step", torch.tensor(0))
-        self.sums: Counter[str] = Counter()  # since the last validation
+        if learned_steps:
+            self.register_buffer("best_steps", torch.zeros(2))
+        self.sums: Any = Counter()  # since the last validation
         self.latest: dict[str, float] = {}  # what was logged at the last validation, in float64
 
     def setup(self, stage: str) -> None:
@@ -123,15 +136,23 @@ class UnrolledTraining(pl.LightningModule):
         return KeptPairs(found["kept_primal"], found["kept_dual"]) if "kept_primal" in found else None
 
     def configure_optimizers(self) -> Any:
-        """Return Adam with a rate that falls linearly, step by step."""
-        first, last = self.hparams.learning_rate, self.hparams.final_learning_rate
-        decay = self.hparams.decay or self.trainer.estimated_stepping_batches
-        optimizer = torch.optim.Adam(self.network.parameters(), lr=first, eps=self.hparams.adam_epsilon, fused=True)
+        """Return the optimizer and the schedule of its rate, by default Adam with a linear fall.
+
+        Raises:
+            InputError: if either does not take its settings.
+        """
+        first, last = self.hparams["learning_rate"], self.hparams["final_learning_rate"]
+        decay = self.hparams["decay"] or self.trainer.estimated_stepping_batches
 
         def factor(step: int) -> float:
             return 1 + (last / first - 1) * min(step / decay, 1)
 
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        make = self.optimizer or partial(torch.optim.Adam, eps=self.hparams["adam_epsilon"], fused=True)
+        try:
+            optimizer = make(self.network.parameters(), lr=first)
+            schedule = (self.schedule or partial(torch.optim.lr_scheduler.LambdaLR, lr_lambda=factor))(optimizer)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"optimizer or schedule do not take their settings ({error})") from None
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def forward(self, observation: Tensor) -> Tensor:
@@ -151,7 +172,9 @@ class UnrolledTraining(pl.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Sum up gradient norms; raise `DivergenceError` where one is not finite."""
-        if not math.isfinite(norm := float(self.network.operator.grad.norm())):
+        gradient = self.network.operator.grad
+        assert gradient is not None
+        if not math.isfinite(norm := float(gradient.norm())):
             raise self._diverged(f"gradient norm {norm}")
         self.sums.update(gradient_norms=norm, steps=1)
 
@@ -166,7 +189,7 @@ class UnrolledTraining(pl.LightningModule):
     def _diverged(self, symptom: str) -> DivergenceError:
         return DivergenceError(
             f"training diverged at step {self.global_step} ({symptom}); lower optimization.learning_rate, "
-            f"which is {self.hparams.learning_rate:g}"
+            f"which is {self.hparams['learning_rate']:g}"
         )
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
@@ -202,6 +225,8 @@ class UnrolledTraining(pl.LightningModule):
             self.best_mse.fill_(mse)
             self.best_step.fill_(step)
             self.best_operator.copy_(self.network.operator.detach())
+            if self.network.learned_steps:
+                self.best_steps.copy_(torch.stack([torch.as_tensor(step) for step in self.network.steps.values()]))
         self._log(mse)
 
     def on_train_epoch_end(self) -> None:
@@ -215,13 +240,14 @@ class UnrolledTraining(pl.LightningModule):
         self.latest = {
             "train_mse": 2 * sums["loss"] / sums["samples"] if sums["samples"] else math.nan,
             "validation_mse": validation_mse,
-            "learning_rate": self.optimizers().param_groups[0]["lr"] if self.trainer.optimizers else math.nan,
+            "learning_rate": self.trainer.optimizers[0].param_groups[0]["lr"] if self.trainer.optimizers else math.nan,
             "gradient_norm": sums["gradient_norms"] / sums["steps"] if sums["steps"] else math.nan,
             "operator_norm": spectral_norm(self.network.operator),
         }
         sums.clear()
         known = {name: value for name, value in self.latest.items() if not math.isnan(value)}
-        own = any(isinstance(part, History) for part in self.trainer.callbacks)  # writes to the loggers itself
+        callbacks = self.trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+        own = any(isinstance(part, History) for part in callbacks)  # writes to the loggers itself
         self.log_dict(known, logger=bool(self.trainer.loggers) and not own)
 
 
@@ -232,10 +258,10 @@ def _squares(errors: Tensor) -> float:
 def described(strategy: Backprop | Objective) -> dict[str, Any]:
     """Return a strategy or an objective as plain data: the class by its full name, with its settings.
 
-    Example:
+    Examples:
         >>> import pdunroll
         >>> rebuilt(described(pdunroll.Truncated(iterations=10)))
-        Truncated(primal_mask='active_set', iterations=10)
+        Truncated(primal_mask='active_set', iterations=10, damping=0.0)
     """
     settings = {part.name: getattr(strategy, part.name) for part in fields(strategy) if part.init}
     return {"_target_": _full_name(type(strategy)), **settings}

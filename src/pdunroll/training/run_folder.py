@@ -35,6 +35,8 @@ from pdunroll.training.schema import Record
 log = logging.getLogger(__name__)
 
 RECORD, OPERATOR = "run.json", "operator.npy"
+STRATEGIES = "core.gradients", "core.implicit", "core.last_iterations", "core.piggyback", "core.truncated"
+STEPS = "step_ratio", "step_scale"  # in the results of a training that learned its step sizes
 
 
 def identify(settings: dict[str, Any], prepared: Path) -> dict[str, Any]:
@@ -56,7 +58,7 @@ def identify(settings: dict[str, Any], prepared: Path) -> dict[str, Any]:
 
 def training_code() -> str:
     """Return a digest of the code of the package that decides what a training gives."""
-    return source_digest("training.fit", "core.gradients", "core.implicit", without=WITHOUT)
+    return source_digest("training.fit", *STRATEGIES, without=WITHOUT)
 
 
 def foreign_code(targets: Sequence[str]) -> str | None:
@@ -203,14 +205,15 @@ class Run(NamedTuple):
         return radius(self.settings["data"]["bits"])
 
     @property
-    def step_ratio(self) -> float:
-        """See `pdunroll.unroll`."""
-        return self.settings["network"]["step_ratio"]
+    def initial_steps(self) -> dict[str, Any]:
+        """The step sizes and the extrapolation as `pdunroll.unroll` takes them, before training."""
+        return {name: self.settings["network"][name] for name in ("step_ratio", "extrapolation", "step_norm")}
 
     @property
-    def extrapolation(self) -> float:
-        """The extrapolation theta."""
-        return self.settings["network"]["extrapolation"]
+    def steps(self) -> dict[str, Any]:
+        """The same after training: other than `initial_steps` if the step sizes were learned."""
+        learned = self.settings["network"].get("learned_steps", False)
+        return {**self.initial_steps, **({name: self.results[name] for name in STEPS} if learned else {})}
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -50,6 +50,7 @@ class Network(Model):
     step_norm: str = "unset"  # in records of the first version
     rows: Positive | None = None  # m
     step_ratio: Number = 10.0
+    learned_steps: bool = False
     extrapolation: Share = 1.0
 
 
@@ -78,6 +79,8 @@ class Results(Model):
     validation_mse: Number
     seconds: Number
     best_step: Count
+    step_ratio: Annotated[FiniteFloat, Field(gt=0)] | None = None  # of the best operator, if they were learned
+    step_scale: Annotated[FiniteFloat, Field(gt=0, lt=1)] | None = None
 
 
 class Failure(Model):
@@ -102,6 +105,13 @@ class Record(Model):
         kind = {"training": type(None), "finished": Results, "failed": Failure}[self.status]
         if not isinstance(self.results, kind):
             raise ValueError(f"results do not go with status {self.status!r}")
+        found = self.results
+        if (
+            isinstance(found, Results)
+            and self.settings.network.learned_steps
+            and None in (found.step_ratio, found.step_scale)
+        ):
+            raise ValueError("the learned step sizes are missing")
         return self
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
-from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.loggers import Logger, WandbLogger
 
 from pdunroll.config import Tracking
 from pdunroll.core.engine import product_name
@@ -23,7 +23,7 @@ from pdunroll.training.fit import fit
 from pdunroll.training.history import History
 from pdunroll.training.module import UnrolledTraining
 from pdunroll.training.objectives import Objective
-from pdunroll.training.run_folder import RunFolder, claimed, environment, identify
+from pdunroll.training.run_folder import STEPS, RunFolder, claimed, environment, identify
 from pdunroll.training.tracking import conclude, tracked
 
 log = logging.getLogger(__name__)
@@ -35,8 +35,11 @@ def train(
     prepared: Path,
     *,
     strategy: Backprop,
+    optimizer: Callable[..., torch.optim.Optimizer] | None = None,
+    schedule: Callable[..., torch.optim.lr_scheduler.LRScheduler] | None = None,
     objective: Objective | None = None,
     callbacks: Sequence[pl.Callback] = (),
+    loggers: Sequence[Logger] = (),
     accelerator: str = "cpu",
     threads: int = 1,
     tracking: Tracking,
@@ -52,8 +55,11 @@ def train(
             possibly trainer, options of Lightning's Trainer.
         prepared: the folder of the prepared frames.
         strategy: the backward pass, built of settings["backprop"].
+        optimizer: see `UnrolledTraining`; built of settings["optimizer"], if that is there.
+        schedule: see `UnrolledTraining`; built of settings["schedule"], if that is there.
         objective: the loss, built of settings["objective"]; the error after L iterations if None.
         callbacks: further callbacks of Lightning, built of settings["callbacks"].
+        loggers: further loggers of Lightning.
         accelerator: "cpu" or "gpu".
         threads: of torch.
         tracking: whether and how the training is logged to Weights & Biases.
@@ -77,7 +83,7 @@ def train(
         logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
         torch.set_num_threads(threads)
         data = frame_data(settings, prepared, numbered=objective is not None and objective.keeps_pairs)
-        module = training_module(settings, strategy, objective, data)
+        module = training_module(settings, strategy, data, objective, optimizer, schedule)
         run.begin()
         try:
             with tracked(
@@ -86,7 +92,7 @@ def train(
             ) as tracker:  # fmt: skip
                 history = fit(
                     module, data, folder, epochs=epochs, title=folder.name, accelerator=accelerator,
-                    loggers=[WandbLogger(experiment=tracker)] if tracker else [], callbacks=callbacks,
+                    loggers=[*([WandbLogger(experiment=tracker)] if tracker else []), *loggers], callbacks=callbacks,
                     **settings.get("trainer", {}),
                 )  # fmt: skip
                 operator = module.best_operator.cpu().numpy()
@@ -111,6 +117,7 @@ def results_of(
     module: UnrolledTraining, history: History, *, epochs: int, threads: int, accelerator: str
 ) -> dict[str, Any]:
     """Return what a training came to, as run.json holds it."""
+    learned = dict(zip(STEPS, module.best_steps.tolist(), strict=True)) if module.network.learned_steps else {}
     return {
         "validation_mse": module.best_mse.item(),
         "initial_validation_mse": history.rows[0]["validation_mse"],
@@ -120,6 +127,7 @@ def results_of(
         "seconds_per_epoch": history.seconds / epochs,
         "threads": threads,
         "product": product_name() if accelerator == "cpu" else "cuda",
+        **learned,
     }
 
 
@@ -140,7 +148,12 @@ def frame_data(settings: dict[str, Any], prepared: Path, *, numbered: bool = Fal
 
 
 def training_module(
-    settings: dict[str, Any], strategy: Backprop, objective: Objective | None, data: FrameData
+    settings: dict[str, Any],
+    strategy: Backprop,
+    data: FrameData,
+    objective: Objective | None = None,
+    optimizer: Callable[..., torch.optim.Optimizer] | None = None,
+    schedule: Callable[..., torch.optim.lr_scheduler.LRScheduler] | None = None,
 ) -> UnrolledTraining:
     """Return the module to train; its learning rate reaches the final one after all steps, or frames, of `data`."""
     optimization = settings["optimization"]
@@ -155,4 +168,6 @@ def training_module(
         final_learning_rate=optimization["final_learning_rate"],
         adam_epsilon=optimization["adam_epsilon"],
         decay=optimization["epochs"] * counted,
+        optimizer=optimizer,
+        schedule=schedule,
     )

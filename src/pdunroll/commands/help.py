@@ -1,0 +1,54 @@
+"""The text of `pdunroll COMMAND --help`: the groups of conf/, and every setting with its comment in `config.py`."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import textwrap
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from typing import Any, get_type_hints
+
+from pdunroll.config import Config
+
+FIELD = re.compile(r"^    (?P<name>\w+): (?P<type>[^=#]+?)(?: = .*?)?(?:  # (?P<comment>.*))?$")
+TEMPLATE = """\
+Settings are given as NAME=VALUE, the files of a group as GROUP=FILE; -m runs a sweep, --hydra-help lists further flags.
+
+== Groups ==
+$APP_CONFIG_GROUPS
+== Settings ==
+{settings}
+
+== Values ==
+$CONFIG"""
+
+
+def node() -> dict[str, str]:
+    """Return what Hydra calls a configuration of its help."""
+    text = TEMPLATE.format(settings="\n".join(explained(Config)))
+    return {"app_name": "pdunroll", "header": "", "footer": "", "template": text}
+
+
+def explained(kind: type, prefix: str = "") -> Iterator[str]:
+    """Yield a line for each field of a dataclass, or of those in it: name, type and comment."""
+    hints = get_type_hints(kind)
+    comments = dict(comments_of(kind))
+    for own in fields(kind):  # pyright: ignore[reportArgumentType]
+        hint: Any = hints[own.name]
+        if is_dataclass(hint):
+            yield f"{prefix}{own.name}: {inspect.getdoc(hint)}".splitlines()[0]
+            yield from explained(hint, f"{prefix}{own.name}.")  # pyright: ignore[reportArgumentType]
+        else:
+            shown, comment = comments[own.name]
+            line = f"  {prefix}{own.name} ({shown})" + (f": {comment}" if comment else "")
+            yield from textwrap.wrap(line, 110, subsequent_indent="      ")
+
+
+def comments_of(kind: type) -> Iterator[tuple[str, tuple[str, str]]]:
+    """Yield the name of each field, its type as written, and the comment on its line or the one before."""
+    before = ""
+    for line in inspect.getsource(kind).splitlines():
+        if found := FIELD.match(line):
+            yield found["name"], (found["type"], found["comment"] or before)
+        before = line.strip().removeprefix("# ") if line.strip().startswith("#") else ""
