@@ -95,11 +95,9 @@ def refuse_foreign(folder: Path, setting: str, ours: Callable[[Path], set[str]])
     place = f"{folder}" if target == folder.absolute() else f"{folder} ({target})"
     if target == Path.cwd() or target in Path.cwd().parents:
         raise InputError(f"{setting}: {place} is the folder that this command runs in; name one for its results alone")
-    if not target.exists():
-        return
-    if not target.is_dir():
+    if target.is_file():  # one look: another process may just be replacing the folder
         raise InputError(f"{setting}: {place} is a file; name a folder")
-    if foreign := _foreign(target, ours):
+    if foreign := _foreign(target, ours) if target.is_dir() else []:
         raise InputError(
             f"{setting}: {place} holds {foreign[0]!r}, which this command did not write; it is left as it is, "
             "name another folder"
