@@ -139,7 +139,7 @@ def test_the_operator_is_the_one_that_validates_best_at_the_optimum(finished, mo
         {"restoration": "dct", "shifts": None, "primal_mask": None, "step_norm": None, "run": None},
         *(
             {
-                "restoration": mode, "shifts": None, "primal_mask": "active_set", "step_norm": "frobenius",
+                "restoration": mode, "primal_mask": "active_set", "step_norm": "frobenius",
                 "run": f"{label}-active_set-frobenius-L{best}-seed0",
             }
             for mode, label in (("full", "full"), ("truncated", "truncated30"))
