@@ -41,9 +41,9 @@ def size(K: np.ndarray, norm: str) -> float:
     return np.linalg.svd(K, compute_uv=False)[0] if norm == "spectral" else sum(k * k for k in K.ravel()) ** 0.5
 
 
-def steps(K: np.ndarray, ratio: float, norm: str = "frobenius") -> tuple[float, float]:
+def steps(K: np.ndarray, ratio: float, norm: str = "frobenius", scale: float = 0.99) -> tuple[float, float]:
     """sigma and tau with the one or the other norm of K."""
-    return ratio * 0.99 / size(K, norm), 0.99 / (ratio * size(K, norm))
+    return ratio * scale / size(K, norm), scale / (ratio * size(K, norm))
 
 
 def algorithm1(K, x, eta, L, theta=1.0, ratio=10.0, norm="frobenius"):
@@ -69,13 +69,13 @@ def mask_primal(kind, zP, x, eta):
     return np.array([1.0 if abs(z - 2 * c) <= 1 else 0.0 for z, c in zip(zP, x, strict=True)])
 
 
-def full_gradient(K, x, eta, L, grad, kind, theta=1.0, ratio=10.0, norm="frobenius"):
-    """Algorithm 2 and the lemma for one frame, with `grad` the gradient of the loss at y^L."""
+def full_gradient(K, x, eta, L, grad, kind, theta=1.0, ratio=10.0, norm="frobenius", last=None):
+    """Algorithm 2 and the lemma for one frame, with `grad` the gradient of the loss at y^L; over the last ones only."""
     sigma, tau = steps(K, ratio, norm)
     _, ybar, psi, zD, zP = algorithm1(K, x, eta, L, theta, ratio, norm)
     deltaP, deltaD, bar = {L + 1: grad}, {L + 1: np.zeros(len(K))}, {L + 1: np.zeros(len(K))}
     total = np.zeros_like(K)
-    for l in range(L, 0, -1):
+    for l in range(L, max(0, L - (L if last is None else last)), -1):
         deltaP[l] = mask_primal(kind, zP[l], x, eta) * (deltaP[l + 1] + sigma * (K.T @ bar[l + 1]))
         deltaD[l] = mask_dual(zD[l]) * (deltaD[l + 1] - tau * (K @ deltaP[l]))
         bar[l] = deltaD[l] + theta * (deltaD[l] - deltaD[l + 1])
@@ -83,30 +83,50 @@ def full_gradient(K, x, eta, L, grad, kind, theta=1.0, ratio=10.0, norm="frobeni
     return total
 
 
-def truncated_gradient(K, x, eta, L, grad, kind, b, theta=1.0, ratio=10.0, norm="frobenius"):
-    """The frozen-mask sum over b backward iterations for one frame."""
+def truncated_gradient(K, x, eta, L, grad, kind, b, theta=1.0, ratio=10.0, norm="frobenius", damping=0.0):
+    """The frozen-mask sum over b backward iterations for one frame, with weights (1 - damping)^t."""
     sigma, tau = steps(K, ratio, norm)
     y, _, psi, zD, zP = algorithm1(K, x, eta, L, theta, ratio, norm)
     mP, mD = mask_primal(kind, zP[L], x, eta), mask_dual(zD[L])
     deltaP, deltaD, bar = grad, np.zeros(len(K)), np.zeros(len(K))
     sumP, sumD = np.zeros(len(x)), np.zeros(len(K))
-    for _ in range(b):
+    for t in range(b):
         deltaP = mP * (deltaP + sigma * (K.T @ bar))
         previous = deltaD
         deltaD = mD * (deltaD - tau * (K @ deltaP))
         bar = deltaD + theta * (deltaD - previous)
-        sumP, sumD = sumP + deltaP, sumD + deltaD
+        weight = (1.0 - damping) ** t
+        sumP, sumD = sumP + weight * deltaP, sumD + weight * deltaD
     return sigma * np.outer(sumD, y[L]) - tau * np.outer(psi[L], sumP)
 
 
-def autograd_unrolled(K, x, eta, L, theta=1.0, ratio=10.0, norm="frobenius"):
-    """The unrolled loop in differentiable torch operations, min/max projections, constant step sizes."""
-    sigma, tau = steps(K.detach().numpy(), ratio, norm)
+def piggyback_gradient(K, x, eta, L, grad, count, block, theta=1.0, ratio=10.0, norm="frobenius"):
+    """`count` iterations beyond L; the sums of Algorithm 2 as iterates, with the masks at the end of their block."""
+    sigma, tau = steps(K, ratio, norm)
+    y, _, psi, zD, zP = algorithm1(K, x, eta, L + count, theta, ratio, norm)
+    sumP, sumD, bar = np.zeros(len(x)), np.zeros(len(K)), np.zeros(len(K))
+    for t in range(count):
+        l = L + (t // block + 1) * block
+        sumP = mask_primal("active_set", zP[l], x, eta) * (sumP + grad + sigma * (K.T @ bar))
+        previous = sumD
+        sumD = mask_dual(zD[l]) * (sumD - tau * (K @ sumP))
+        bar = sumD + theta * (sumD - previous)
+    return sigma * np.outer(sumD, y[L + count]) - tau * np.outer(psi[L + count], sumP)
+
+
+def autograd_unrolled(K, x, eta, L, theta=1.0, ratio=10.0, norm="frobenius", constant=0, scale=0.99):
+    """The unrolled loop in differentiable torch operations, min/max projections, constant ||K|| in the step sizes.
+
+    The iterate after the first `constant` iterations counts as a constant.
+    """
+    sigma, tau = steps(K.detach().numpy(), ratio, norm, scale)
     y = ybar = x
     psi = x.new_zeros(len(x), len(K))
-    for _ in range(L):
+    for l in range(L):
         psi = (psi + sigma * ybar @ K.T).clamp(-1, 1)
         y_next = (y - tau * psi @ K - x).clamp(-eta, eta) + x
         ybar = y_next + theta * (y_next - y)
         y = y_next
+        if l + 1 == constant:
+            y, ybar, psi = y.detach(), ybar.detach(), psi.detach()
     return y

@@ -13,13 +13,17 @@ if TYPE_CHECKING:
     from pdunroll.core.algorithms import PlainChambollePock as PlainChambollePock
     from pdunroll.core.gradients import Backprop as Backprop
     from pdunroll.core.gradients import Full as Full
-    from pdunroll.core.gradients import Truncated as Truncated
     from pdunroll.core.gradients import unroll as unroll
     from pdunroll.core.halpern import RestartedHalpern as RestartedHalpern
     from pdunroll.core.implicit import Implicit as Implicit
+    from pdunroll.core.last_iterations import LastIterations as LastIterations
+    from pdunroll.core.last_iterations import OneStep as OneStep
+    from pdunroll.core.piggyback import Piggyback as Piggyback
     from pdunroll.core.problem import dct_operator as dct_operator
     from pdunroll.core.solve import solve as solve
+    from pdunroll.core.truncated import Truncated as Truncated
     from pdunroll.errors import InputError as InputError
+    from pdunroll.evaluation.comparison import compare as compare
     from pdunroll.speech.quantizer import quantize as quantize
 
 # Loaded at first use, so that `import pdunroll` and every --help stay free of the seconds that torch takes.
@@ -27,12 +31,16 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "core.algorithms": ["Algorithm", "PlainChambollePock"],
-        "core.gradients": ["Backprop", "Full", "Truncated", "unroll"],
+        "core.gradients": ["Backprop", "Full", "unroll"],
         "core.halpern": ["RestartedHalpern"],
         "core.implicit": ["Implicit"],
+        "core.last_iterations": ["LastIterations", "OneStep"],
+        "core.piggyback": ["Piggyback"],
         "core.problem": ["dct_operator"],
         "core.solve": ["solve"],
+        "core.truncated": ["Truncated"],
         "errors": ["InputError"],
+        "evaluation.comparison": ["compare"],
         "speech.quantizer": ["quantize"],
     },
 )

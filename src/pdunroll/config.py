@@ -61,6 +61,7 @@ class Network:
     extrapolation: float = setting(1.0, require_within, 0, 1)  # theta
     # ||K|| in the step sizes: as published, or "spectral" for the largest steps
     step_norm: str = setting("frobenius", require_choice, ("frobenius", "spectral"))
+    learned_steps: bool = False  # learn sigma and tau with K, from these on
 
 
 @dataclass
@@ -138,7 +139,8 @@ class Quality:
     sentences: int | None = setting(12, require_integer, 1, MOST)  # drawn with the seed; null: all
     listen: int = setting(3, require_integer, 0, MOST)  # of them, written as audio
     seed: int = setting(0, require_integer, 0)  # of what is drawn
-    tolerance: float = setting(1e-5, require_positive)  # relative duality gap
+    shifts: int = setting(8, require_integer, 1, MOST)  # grids of frames to average over, beside a single one
+    tolerance: float = setting(1e-2, require_positive)  # relative duality gap
     max_iterations: int = setting(20_000, require_integer, 1, MOST)  # of the algorithm
     jobs: int | None = setting(None, require_integer, 1, MOST)  # operators side by side, a thread each; null: all cores
 
@@ -175,6 +177,7 @@ class Config:
     retrain: bool = False  # train finished runs again that were made by other code of pdunroll
     data: Data = MISSING
     backprop: dict[str, Any] = MISSING  # the backward pass; each file of the group explains its settings
+    objective: dict[str, Any] = MISSING  # what is minimized, a pdunroll.training.objectives.Objective
     algorithm: dict[str, Any] = MISSING  # a pdunroll.Algorithm, for certified optima
     network: Network = field(default_factory=Network)
     optimization: Optimization = field(default_factory=Optimization)
@@ -195,16 +198,20 @@ class Config:
         """The settings that a training's result depends on."""
         adam = {"_target_": "torch.optim.Adam", "_partial_": True, "eps": self.optimization.adam_epsilon, "fused": True}
         own = {
+            "objective": self.objective if self.objective["label"] else None,  # none for the error after L iterations
             "optimizer": self.optimizer if self.optimizer != adam else None,  # as in records from before the setting
             "schedule": self.schedule,
             "trainer": self.trainer.options,
             "callbacks": self.callbacks,
         }
+        network = asdict(self.network)
+        if not network["learned_steps"]:  # as in records from before the setting
+            del network["learned_steps"]
         return {
             "seed": self.seed,
             "data": {"name": self.data.name, "frame_length": self.data.frame_length, "bits": self.data.bits},
             "backprop": _recorded(self.backprop),
-            "network": asdict(self.network),
+            "network": network,
             "optimization": asdict(self.optimization),
             **{name: given for name, given in own.items() if given},
         }
@@ -240,6 +247,7 @@ def check_settings(config: Config) -> None:
     require_integer("theory.count_frames", config.theory.count_frames, config.theory.frames)
     _require_target("data.source", config.data.source)
     _require_target("backprop.strategy", config.backprop.get("strategy"))
+    _require_target("objective.loss", config.objective.get("loss"))
     _require_target("algorithm", config.algorithm)
     _require_target("optimizer", config.optimizer)
     if config.schedule is not None:

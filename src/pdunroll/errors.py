@@ -12,7 +12,7 @@ class InputError(ValueError):
 
     The commands print it and exit with status 2; in Python it is an ordinary `ValueError`.
 
-    Example:
+    Examples:
         >>> import pdunroll
         >>> try:
         ...     pdunroll.quantize([0.5], bits=0)

@@ -72,12 +72,14 @@ def build(folder: Path, world: World, mask: str = "active_set", norm: str = "fro
             frames=np.arange(world.frames),
         )  # fmt: skip
         means = errors.mean(axis=1, dtype=np.float64)
-        tables["evaluation"] += [{**key, "l_inference": l, "mse": m} for l, m in zip(GRID, means, strict=True)]
+        tables["evaluation"] += [
+            {**key, "l_inference": l, "mse": m, "validation_mse": m} for l, m in zip(GRID, means, strict=True)
+        ]
         mean = (optimum * own[-1]).mean()
         tables["optima"].append({**key, "optimum_mse": mean, "validation_optimum_mse": mean, "certified": 1.0})
 
     quantized = RunKey("none").columns
-    tables["evaluation"] += [{**quantized, "l_inference": l, "mse": 2 * DCT} for l in GRID]
+    tables["evaluation"] += [{**quantized, "l_inference": l, "mse": 2 * DCT, "validation_mse": 2 * DCT} for l in GRID]
     add(f"dct-{norm}", RunKey("dct", step_norm=norm).columns, DCT * (1 + 0.1 / np.asarray(GRID)), DCT)
     for mode in world.modes:
         for depth, final in zip(world.depths, getattr(world, mode), strict=True):

@@ -57,28 +57,30 @@ def test_evaluation_table_against_a_direct_computation(smoke):
     rows = table(smoke / "outputs/smoke/evaluation.csv")
     assert list(rows[0])[:4] == ["backprop", "primal_mask", "step_norm", "l_training"]
     assert {"l_inference", "mse"} <= set(rows[0])
-    curves = defaultdict(dict)
+    curves, validation_curves = defaultdict(dict), defaultdict(dict)
     for row in rows:
         curves[row["backprop"], row["l_training"]][int(row["l_inference"])] = float(row["mse"])
+        validation_curves[row["backprop"], row["l_training"]][int(row["l_inference"])] = float(row["validation_mse"])
     assert set(curves) == {(m, l) for m in ("full", "truncated") for l in ("3", "10")} | {("dct", ""), ("none", "")}
     assert all(sorted(curve) == list(range(1, 31)) for curve in curves.values())
     assert {(row["backprop"], row["step_norm"]) for row in rows} == {
         ("none", ""), ("dct", "frobenius"), ("full", "frobenius"), ("truncated", "frobenius"),
     }  # fmt: skip
 
-    test = load(smoke / "outputs/smoke/prepared", "test")
-    chosen = np.random.default_rng(0).permutation(len(test.truth))[:64]
-    y, x = (torch.from_numpy(array[chosen]).double() for array in (test.truth, test.observation))
     operators = {("dct", ""): pdunroll.dct_operator(64, 64)}
     for mode, label in (("full", "full"), ("truncated", "truncated30")):
         path = smoke / f"multirun/smoke/{label}-active_set-frobenius-L10-seed0/operator.npy"
         operators[mode, "10"] = torch.from_numpy(np.load(path))
-    for key, operator in operators.items():
-        for count in (1, 10, 30):
-            restored = pdunroll.unroll(operator.double(), x, radius=1 / 16, iterations=count)
-            assert curves[key][count] == pytest.approx(float((restored - y).square().mean()), rel=1e-4)
-    for count in (1, 30):
-        assert curves["none", ""][count] == pytest.approx(float((x - y).square().mean()), rel=1e-6)
+    for split, measured in (("test", curves), ("validation", validation_curves)):
+        frames = load(smoke / "outputs/smoke/prepared", split)
+        chosen = np.random.default_rng(0).permutation(len(frames.truth))[:64]
+        y, x = (torch.from_numpy(array[chosen]).double() for array in (frames.truth, frames.observation))
+        for key, operator in operators.items():
+            for count in (1, 10, 30):
+                restored = pdunroll.unroll(operator.double(), x, radius=1 / 16, iterations=count)
+                assert measured[key][count] == pytest.approx(float((restored - y).square().mean()), rel=1e-4)
+        for count in (1, 30):
+            assert measured["none", ""][count] == pytest.approx(float((x - y).square().mean()), rel=1e-6)
 
 
 def test_metrics_and_training_tables_agree_with_their_sources(smoke):
@@ -96,6 +98,7 @@ def test_metrics_and_training_tables_agree_with_their_sources(smoke):
             label = {"full": "full", "truncated": "truncated30"}[row["backprop"]]
             name = f"{label}-active_set-frobenius-L{row['l_training']}-seed0"
             assert metrics[name]["optimality"] == float(row["optimum_mse"])
+            assert metrics[name].get("n1") == (int(row["n1"]) if row["n1"] else None)
     times = table(smoke / "outputs/smoke/training.csv")
     assert [(row["backprop"], row["l_training"]) for row in times] == [
         ("full", "3"), ("full", "10"), ("truncated", "3"), ("truncated", "10"),
@@ -142,12 +145,17 @@ def test_theory_tables(smoke):
     assert len(table(folder / "fits.csv")) == 3 * 4 * 2
     quantities = {row["quantity"] for row in table(folder / "decay.csv")}
     assert {"delta_primal", "delta_dual", "k_delta_primal", "kt_delta_dual", "kernel_distance"} < quantities
-    for name in ("fidelity", "decay", "settling"):
+    modes = table(folder / "modes.csv")
+    presets = {path.stem for path in (smoke / "conf/backprop").iterdir()}
+    assert {re.match("[a-z]+", row["mode"])[0] for row in modes} == presets
+    assert len(modes) == 3 * (2 * len(presets) - 2)  # both masks, but for implicit and piggyback
+    assert all(float(row["full_error"]) == 0 for row in modes if row["mode"].startswith("full-"))
+    for name in ("fidelity", "modes", "decay", "settling"):
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_figures_and_summary(smoke):
-    for name in ("regimes", "interpretability", "bump"):
+    for name in ("regimes", "interpretability", "bump", "speed"):
         assert (smoke / f"outputs/smoke/figures/{name}.png").read_bytes().startswith(b"\x89PNG")
         assert "<svg" in (smoke / f"outputs/smoke/figures/{name}.svg").read_text()
     printed = (smoke / "figures.out").read_text()
@@ -291,10 +299,10 @@ def test_only_a_changed_strategy_of_ones_own_trains_again_by_itself(project):
         preset.replace("pdunroll.Full", "mine.Mine").replace("full", "mine")
     )
 
-    def trained(*overrides: str) -> tuple[set[str], str]:
+    def trained(*overrides: str, modes: str = "full,mine") -> tuple[set[str], str]:
         done = subprocess.run(
             [sys.executable, "-m", "pdunroll", "train", "-m", "experiment=smoke", "tracking=off",
-             "backprop=full,mine", "network.iterations=3", *overrides],
+             f"backprop={modes}", "network.iterations=3", *overrides],
             cwd=project, env=environment(project), capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
@@ -314,7 +322,15 @@ def test_only_a_changed_strategy_of_ones_own_trains_again_by_itself(project):
     assert trained("retrain=true")[0] == {"full", "mine"}
     assert trained("retrain=true")[0] == set()
 
-    for stage in ("evaluate", "theory", "quality", "figures", "verdicts", "report"):  # the mode is everywhere by itself
+    trained(modes="implicit")
+    for stage in (
+        "evaluate",
+        "theory",
+        "quality",
+        "figures",
+        "verdicts",
+        "report",
+    ):  # both are everywhere
         done = subprocess.run(
             [sys.executable, "-m", "pdunroll", stage, "experiment=smoke", "tracking=off", "quality.sentences=1",
              "theory.runs=[mine-active_set-frobenius-L3-seed0]"],
@@ -322,7 +338,7 @@ def test_only_a_changed_strategy_of_ones_own_trains_again_by_itself(project):
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
     for name in ("evaluation.csv", "results.txt", "figures/regimes.svg", "quality_summary.csv", "report.html"):
-        assert "mine" in (project / "outputs/smoke" / name).read_text(), name
+        assert {"mine", "implicit"} <= set(re.findall("[a-z]+", (project / "outputs/smoke" / name).read_text())), name
 
 
 def test_a_changed_audio_file_is_noticed(project):

@@ -175,7 +175,7 @@ HUGE = str(10**30)
         ("train", ["trainer=gpu"], ["trainer=gpu", "trainer=cpu"]),
         ("train", ["-m", "trainer=gpu"], ["trainer=gpu", "trainer=cpu"]),
         ("train", ["data=null"], ["data must be one of folder, ieee, synthetic"]),
-        ("train", ["backprop=null"], ["backprop must be one of full, implicit, truncated"]),
+        ("train", ["backprop=null"], ["backprop must be one of full, implicit, lastiterations, ", "truncated"]),
         ("evaluate", ["algorithm=3"], ["algorithm must be one of chambolle_pock, halpern"]),
         ("prepare", ["data.source=null"], ["data.source", "_target_"]),
         ("train", ["backprop.strategy=null"], ["backprop.strategy", "_target_"]),

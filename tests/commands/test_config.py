@@ -23,10 +23,11 @@ from pdunroll.commands.entry import CONF, InputError, build, settings
 from pdunroll.commands.help import explained
 from pdunroll.config import Config
 from pdunroll.speech.sources import IEEE, Folder, Synthetic
+from pdunroll.training.objectives import Objective
 
 GROUPS = (
-    "data", "backprop", "algorithm", "optimizer", "schedule", "callbacks", "logger", "experiment", "sweep", "trainer",
-    "tracking",
+    "data", "backprop", "objective", "algorithm", "optimizer", "schedule", "callbacks", "logger", "experiment", "sweep",
+    "trainer", "tracking",
 )  # fmt: skip
 
 
@@ -42,14 +43,18 @@ def composed(*overrides: str, hydra: bool = False):
 def test_groups_are_those_of_the_folder():
     assert sorted(path.name for path in Path(CONF).iterdir() if path.is_dir()) == sorted([*GROUPS, "hydra"])
     assert options("data") == ["folder", "ieee", "synthetic"]
-    assert options("backprop") == ["full", "implicit", "truncated"]
+    assert options("backprop") == [
+        "full", "implicit", "lastiterations", "onestep", "phantom", "piggyback", "truncated",
+    ]  # fmt: skip
     assert options("optimizer") == ["adam", "adamw", "sgd"]
     assert options("schedule") == ["constant", "cosine"]
     assert options("callbacks") == ["early_stopping"]
     assert options("logger") == ["csv"]
     assert options("algorithm") == ["chambolle_pock", "halpern"]
-    assert options("experiment") == ["demo", "paper", "quick", "smoke"]
-    assert options("sweep") == ["regime1", "regime2", "regime3", "regimes"]
+    assert options("objective") == ["halpern", "plain", "random_depth", "several_depths", "warm"]
+    assert options("experiment") == ["demo", "future", "paper", "quick", "smoke"]
+    regimes = ["regime1", "regime2", "regime3", "regimes"]
+    assert options("sweep") == ["future_halpern", "future_plain", "future_random", "future_warm", *regimes]
     assert options("tracking") == ["off", "offline", "online"]
 
 
@@ -64,7 +69,11 @@ def test_every_preset_is_instantiated(group, option):
     assert all(isinstance(build(node), Callback) for node in config.callbacks.values())
     assert all(isinstance(build({"save_dir": ".", **node}), Logger) for node in config.logger.values())
     assert isinstance(source, Synthetic | IEEE | Folder)
-    assert isinstance(strategy, pdunroll.Full | pdunroll.Truncated | pdunroll.Implicit)
+    assert isinstance(strategy, pdunroll.Backprop)
+    if group == "backprop":
+        assert config.backprop["name"] == option
+        assert config.run.startswith(f"{option}{config.backprop.get('iterations', '')}-{strategy.primal_mask}-")
+    assert isinstance(build(config.objective["loss"]), Objective)
     assert isinstance(build(config.algorithm), pdunroll.RestartedHalpern | pdunroll.PlainChambollePock)
 
 

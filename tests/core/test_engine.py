@@ -200,7 +200,7 @@ STRATEGIES = {
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_gradients_by_graphs_are_those_of_the_pure_steps(captures, monkeypatch, strategy, mask):
     backprop = STRATEGIES[strategy](mask)
-    monkeypatch.setattr("pdunroll.core.gradients.ROWS", 16)  # of 4 frames, so 4 iterations in a block
+    monkeypatch.setattr("pdunroll.core.backward.ROWS", 16)  # of 4 frames, so 4 iterations in a block
 
     def both(seed, L, radius=ETA):
         operator, truth, x = problem(11, 18, seed=seed)

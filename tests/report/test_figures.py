@@ -18,7 +18,8 @@ from matplotlib.container import BarContainer, ErrorbarContainer
 from pdunroll.errors import InputError
 from pdunroll.files import write_json, write_table
 from pdunroll.report import gallery, registry
-from pdunroll.report.figures import bump, footnote, interpretability, regimes, save, summary
+from pdunroll.report.figures import bump, footnote, interpretability, regimes, save, speed, summary
+from pdunroll.report.goal import goal
 from pdunroll.training.run_key import MASK_TITLES, NORM_TITLES, RunKey
 
 MASKS = ("active_set", "released")
@@ -336,6 +337,63 @@ def test_bump_shows_the_largest_depth_of_regime_1_in_each_setting(depths, border
         assert ax.get_title() == f"{MASK_TITLES[mask]}\n{NORM_TITLES[norm]}"
 
 
+def test_speed_shows_every_training_as_a_point():
+    evaluation, optima, _ = tables(norms=NORMS)
+    slow = [{**row, "optimum_mse": 2 * row["optimum_mse"]} if row["l_training"] == 10 else row for row in optima]
+    close = [
+        {**row, "mse": curve_end(optima, row)} if row["l_inference"] == LAST and row["l_training"] != 10 else row
+        for row in evaluation
+    ]
+    axes, nothing = panels(speed(close, slow), 2)
+    assert nothing == []
+    for ax, mask in zip(axes, MASKS, strict=True):
+        assert ax.get_title() == MASK_TITLES[mask]
+        lines = labelled(ax)
+        assert set(lines) == {f"{label(*mode)}, {norm}" for mode in MODES for norm in NORMS} | {"DCT (untrained)"}
+        for mode, norm in product(MODES, NORMS):
+            x, y = lines[f"{label(*mode)}, {norm}"].get_data()
+            expected = [
+                optimum(mask, mode[0], depth, seed, norm) * (1 + (depth == 10)) for depth in DEPTHS for seed in SEEDS
+            ]
+            assert sorted(y) == pytest.approx(sorted(expected), rel=1e-12)
+            assert set(x) == {LAST}
+        texts = [text.get_text() for text in ax.texts]
+        assert sorted(set(texts)) == ["200", "30", "> 10"]
+        assert len(texts) == len(MODES) * len(NORMS) * len(DEPTHS) * len(SEEDS)
+
+
+def test_the_goal_is_an_error_as_small_and_a_tenth_of_the_iterations():
+    def rows(key: RunKey, mse: float, n1: int) -> tuple[list[dict], dict]:
+        curve = [{**key.columns, "l_inference": l, "mse": mse if l >= n1 else 2 * mse} for l in (5, 50, 499, 501)]
+        return curve, {**key.columns, "optimum_mse": mse}
+
+    made_up = [
+        rows(RunKey("full", "released", "frobenius", 200, 0), 1.0, 501),
+        rows(RunKey("full", "released", "frobenius", 200, 1), 1.2, 499),
+        rows(RunKey("full", "released", "spectral", 10, 0), 1.15, 50),
+        rows(RunKey("full+warm", "released", "spectral", 10, 0), 1.05, 50),
+        rows(RunKey("full+warm", "released", "spectral", 10, 1), 1.15, 50),
+        rows(RunKey("full+halpern", "released", "spectral", 10, 0), 1.0, 499),
+        rows(RunKey("full+random_depth", "released", "spectral", 10, 0), 0.9, 900),
+    ]
+    evaluation, optima = [row for curve, _ in made_up for row in curve], [row for _, row in made_up]
+    _, *lines = goal(evaluation, optima)
+    assert {line.split(",")[0]: line.split()[-5:] for line in lines} == {
+        "full + random depth": ["1", "-18.18", "%", "-", "no"],
+        "full + halpern": ["1", "-9.09", "%", "499", "no"],
+        "full + warm": ["2", "+0.00", "%", "50", "yes"],
+        "full": ["1", "+4.55", "%", "50", "no"],
+    }
+    assert any("released, frobenius, L = 200" in line and "500" in line for line in lines)
+    assert goal(evaluation, optima[:3]) == []
+
+
+def curve_end(optima: list[dict], row: dict) -> float:
+    """The error at the optimum of the operator of a row of evaluation.csv, as the curve's last one."""
+    mine = [own["optimum_mse"] for own in optima if RunKey.from_row(own) == RunKey.from_row(row)]
+    return mine[0] if mine else row["mse"]
+
+
 def test_bump_leaves_out_settings_that_have_no_such_training():
     evaluation, optima, _ = tables(norms=NORMS)
     few = [row for row in evaluation if not (row["step_norm"] == "spectral" and row["l_training"] == 30)]
@@ -376,7 +434,7 @@ def made(folder) -> None:
     """Tables of trainings with both norms, with all columns, in outputs/made/."""
     outputs = folder / "outputs/made"
     evaluation, optima, training = tables(masks=("active_set",), norms=NORMS, seeds=(0,))
-    write_table(outputs / "evaluation.csv", evaluation)
+    write_table(outputs / "evaluation.csv", [{**row, "validation_mse": row["mse"]} for row in evaluation])
     certified = {"validation_optimum_mse": 1e-3, "certified": 1.0}
     write_table(outputs / "optima.csv", [{**row, **certified} for row in optima])
     write_table(outputs / "training.csv", [{**row, "validation_mse": 1e-3, "best_step": 7} for row in training])
@@ -400,7 +458,13 @@ def test_a_figure_of_ones_own_is_one_function(call, tmp_path, monkeypatch):
     assert "outputs/made/figures/seconds.png" in done.out
     for suffix in (".png", ".svg"):
         found = gallery.figures_in(tmp_path / "outputs/made", suffix)
-        assert [drawing.stem.split("/")[1] for drawing in found] == ["regimes", "interpretability", "bump", "seconds"]
+        assert [drawing.stem.split("/")[1] for drawing in found] == [
+            "regimes",
+            "interpretability",
+            "bump",
+            "speed",
+            "seconds",
+        ]
 
 
 def test_the_order_of_rows_does_not_matter():

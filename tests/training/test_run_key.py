@@ -28,6 +28,16 @@ def test_a_mode_without_b_has_none():
     assert RunKey.from_record(record).mode.label == "mine"
 
 
+def test_a_variant_of_the_loss_is_part_of_the_mode():
+    record = {"settings": {**RECORD["settings"], "objective": {"label": "+random_depth"}}}
+    key = RunKey.from_record(record)
+    assert key == RunKey.from_row(key.columns) != RunKey.from_record(RECORD)
+    assert key.backprop == "truncated+random_depth"
+    assert key.name == "truncated30+random_depth-released-spectral-L100-seed3"
+    assert key.label == "truncated30+random_depth released spectral L=100 seed 3"
+    assert key.mode.label == "truncated (b = 30) + random depth"
+
+
 def test_what_was_not_trained_has_short_names():
     assert [RunKey("none").name, RunKey("dct", step_norm="frobenius").label] == ["none", "dct frobenius"]
     assert not RunKey("dct", step_norm="frobenius").trained

@@ -16,12 +16,14 @@ import numpy as np
 import pytest
 import torch
 
-from pdunroll import Full, Truncated, quantize, unroll
-from pdunroll.errors import DivergenceError
+from pdunroll import Full, Implicit, Piggyback, Truncated, quantize, unroll
+from pdunroll.core.chambolle_pock import chambolle_pock, spectral_norm
+from pdunroll.errors import DivergenceError, InputError
 from pdunroll.speech.frames import Frames
 from pdunroll.training.data import FrameData, shuffled
 from pdunroll.training.fit import fit
 from pdunroll.training.module import UnrolledTraining
+from pdunroll.training.run_folder import STEPS
 
 N, BITS = 16, 3
 
@@ -69,6 +71,38 @@ def test_equals_a_bare_loop(tmp_path):
             step += 1
     assert module.global_step == total == step
     torch.testing.assert_close(module.network.operator, operator, rtol=1e-6, atol=1e-7)
+
+
+def test_learned_steps_are_learned_and_kept_with_the_best_operator(tmp_path):
+    module, _ = trained(tmp_path, network(Full(), learned_steps=True, learning_rate=5e-3), validations_per_epoch=3)
+    start = network(Full(), learned_steps=True).network.steps
+    ratio, scale = (value.item() for value in module.network.steps.values())
+    assert [value.item() for value in start.values()] == pytest.approx([10.0, 0.99])
+    assert abs(ratio - 10) > 0.1
+    assert abs(scale - 0.99) > 1e-5
+    best = dict(zip(STEPS, module.best_steps.tolist(), strict=True))
+    validation, chosen = frames(30, 1), module.trainer.datamodule.val_dataloader()
+    restored = [unroll(module.best_operator, x, radius=2.0**-BITS, iterations=4, **best) - y for y, x in chosen]
+    assert len(validation.truth) > sum(map(len, restored)) == 20
+    assert float(torch.cat(restored).square().mean()) == pytest.approx(module.best_mse.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("value", [-50.0, -3.0, 0.0, 3.0, 50.0])
+def test_learned_steps_are_convergent_whatever_is_learned(value):
+    module = network(Full(), learned_steps=True, step_norm="spectral").network
+    module.log_ratio.data.fill_(value / 10)
+    module.scale_logit.data.fill_(value)
+    steps = {name: step.item() for name, step in module.steps.items()}
+    algorithm = chambolle_pock(module.operator, radius=2.0**-BITS, step_norm="spectral", **steps)
+    assert algorithm.sigma * algorithm.tau * spectral_norm(module.operator) ** 2 < 0.999
+    module(torch.zeros(2, N)).sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in module.parameters())
+
+
+def test_learned_steps_need_a_mode_with_their_gradient():
+    for strategy in (Implicit(), Piggyback()):
+        with pytest.raises(InputError, match=r"network\.learned_steps .* does not give; take full"):
+            network(strategy, learned_steps=True)
 
 
 def test_rate_falls_over_the_steps_that_are_given(tmp_path):

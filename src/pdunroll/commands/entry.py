@@ -19,7 +19,7 @@ from pdunroll.config import CONF, Config, Trainer, check_settings
 from pdunroll.errors import InputError
 
 # What the trainings of one table may differ in, and where they come from.
-FREE = ("seed", "backprop.", "network.iterations", "network.step_norm", "data.name")
+FREE = ("seed", "backprop.", "objective.", "network.iterations", "network.step_norm", "data.name")
 Result = TypeVar("Result")
 log = logging.getLogger(__name__)
 

@@ -1,7 +1,8 @@
 """Speech quality over whole test sentences, and some to listen to.  python -m pdunroll quality [experiment=...].
 
 Compares the quantized sentences with restorations by the DCT and, for each mask, norm and mode, by the operator
-with the least validation error at the certified optimum, each at that optimum. Writes to outputs/<name>/:
+with the least validation error at the certified optimum, each at that optimum, with frames side by side and averaged
+over shifted grids. Writes to outputs/<name>/:
     quality.csv          one row per restoration, sentence and metric
     quality_summary.csv  means over the sentences, and the gain over the quantized ones with its interval
     audio/               the sentences to listen to, and index.json, which describes them
@@ -10,6 +11,7 @@ with the least validation error at the certified optimum, each at that optimum. 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from pdunroll.commands.entry import build, entry, given
 from pdunroll.config import Config
@@ -32,8 +34,9 @@ def main(config: Config) -> None:
     files = manifest["splits"]["test"]["files"]
     drawn = np.random.default_rng(options.seed).permutation(len(files))[: options.sentences]
     sentences = {files[number]["name"]: test.file == number for number in sorted(drawn)}  # frames in order
-    chosen = np.concatenate([np.flatnonzero(frames) for frames in sentences.values()])
-    lengths = np.cumsum([frames.sum() * runs[0].shape[1] for frames in sentences.values()])[:-1]
+    originals, quantized = (
+        [part[frames].ravel() for frames in sentences.values()] for part in (test.truth, test.observation)
+    )
 
     models = candidates(config.outputs, runs)
     solving = {
@@ -42,16 +45,15 @@ def main(config: Config) -> None:
         "tolerance": options.tolerance,
         "max_iterations": options.max_iterations,
     }
-    work = Parallel(n_jobs=options.jobs or -1, return_as="generator", max_nbytes=None)(
-        delayed(restored)(operator, test.observation[chosen], **solving) for _, operator in models
+    grids = sorted({1, min(options.shifts, runs[0].shape[1])})
+    takes = [({**key, "shifts": shifts}, operator) for key, operator in models for shifts in grids]
+    work: Any = Parallel(n_jobs=options.jobs or -1, return_as="generator", max_nbytes=None)(
+        delayed(restored)(operator, quantized, key["shifts"], **solving) for key, operator in takes
     )
     blank = dict.fromkeys(KEY)
-    takes = [({**blank, "restoration": "original"}, test.truth[chosen])]
-    takes.append(({**blank, "restoration": "quantized"}, test.observation[chosen]))
-    takes += [(key, np.asarray(frames)) for (key, _), frames in zip(models, work, strict=True)]
-    signals = [(key, np.split(frames.ravel(), lengths)) for key, frames in takes]
+    signals = [({**blank, "restoration": "original"}, originals), ({**blank, "restoration": "quantized"}, quantized)]
+    signals += [(key, parts) for (key, _), parts in zip(takes, work, strict=True)]
 
-    originals = signals[0][1]
     rows = [
         {**key, "file": name, "metric": metric, "value": value}
         for key, parts in signals[1:]
@@ -61,5 +63,6 @@ def main(config: Config) -> None:
     write_table(config.outputs / "quality.csv", rows)
     means = summary(rows, options.seed)
     write_table(config.outputs / "quality_summary.csv", means)
-    listen(config.outputs / "audio", signals, list(sentences)[: options.listen], manifest["settings"]["sample_rate"])
+    heard = [(key, parts) for key, parts in signals if key["shifts"] in (None, grids[-1])]
+    listen(config.outputs / "audio", heard, list(sentences)[: options.listen], manifest["settings"]["sample_rate"])
     print(readable(means))

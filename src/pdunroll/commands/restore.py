@@ -22,7 +22,8 @@ def parser() -> Parser:
     found = Parser(
         prog="python -m pdunroll restore",
         description="Restore a recording of low bit depth. Every sample stays within its quantization cell; every "
-        "frame is the sparsest one there under a learned operator, certified by its duality gap.",
+        "frame is the sparsest one there under a learned operator, certified by its duality gap. Overlapping frames "
+        "are averaged.",
         epilog="Any length, rate and number of channels; the rate is kept. Prints the cells that were found, the "
         "number of certified frames and the time.",
         allow_abbrev=False,
@@ -34,6 +35,13 @@ def parser() -> Parser:
         "made of it; default: the one that comes with pdunroll, trained on speech at 4 bits and 16 kHz")  # fmt: skip
     add("--bits", type=int, metavar="N", help="take the cells of `pdunroll.quantize` with N bits (mid-rise, on "
         "[-1, 1]) instead of finding them from the file")  # fmt: skip
+    add("--for", choices=("accuracy", "listening"), default="accuracy", dest="aim", help="accuracy: every frame is "
+        "solved to the optimum, for the highest SDR (default); listening: a few iterations, for the highest PESQ, not "
+        "certified")  # fmt: skip
+    add("--shifts", type=int, metavar="S", help="average over S shifted grids of frames, in S times the time of one; "
+        "default: 8")  # fmt: skip
+    add("--tolerance", type=float, metavar="GAP", help="the relative duality gap to which every frame is certified; "
+        "default: 0.01")  # fmt: skip
     add("--reference", type=Path, metavar="FILE", help="the recording before quantization: prints SDR and SI-SDR of "
         "input and result against it")  # fmt: skip
     return found
@@ -44,4 +52,13 @@ def main() -> None:
     given = parser().parse_args()
     from pdunroll.restore.restore import restore_file
 
-    restore_file(given.input, given.output, operator=given.operator, bits=given.bits, reference=given.reference)
+    restore_file(
+        given.input,
+        given.output,
+        operator=given.operator,
+        bits=given.bits,
+        reference=given.reference,
+        listening=given.aim == "listening",
+        shifts=given.shifts,
+        tolerance=given.tolerance,
+    )

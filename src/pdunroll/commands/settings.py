@@ -18,12 +18,14 @@ from omegaconf import OmegaConf
 from yaml import YAMLError
 
 from pdunroll.commands.entry import entry
-from pdunroll.config import Config
+from pdunroll.config import CONF, Config
 from pdunroll.errors import InputError
 from pdunroll.files import atomic, digest
 from pdunroll.training.code_digest import source_digest
+from pdunroll.training.run_folder import STRATEGIES
 
 STAGES = ("prepare", "train", "operators", "evaluate", "theory", "quality", "figures", "verdicts", "report")
+BUILT = {"train": STRATEGIES, "theory": STRATEGIES}  # what stages build by its name, and so do not import
 
 
 @entry
@@ -36,7 +38,7 @@ def main(config: Config) -> None:
         OmegaConf.save(OmegaConf.create({**sections, "checksum": digest(sections)}), temporary)
     for stage in STAGES:
         with atomic(config.outputs / "code" / stage) as temporary:
-            temporary.write_text(source_digest(f"commands.{stage}") + "\n")
+            temporary.write_text(source_digest(f"commands.{stage}", *BUILT.get(stage, ())) + "\n")
 
 
 def sections_of(config: Config) -> dict[str, Any]:
@@ -45,7 +47,7 @@ def sections_of(config: Config) -> dict[str, Any]:
         "data": {**asdict(config.data), "files": listing(config.data.root)},
         "training": {**config.scientific, "sweep": dict(HydraConfig.get().sweeper.params or {})},
         "evaluation": {**asdict(config.evaluation), "algorithm": config.algorithm},
-        "theory": asdict(config.theory),
+        "theory": {**asdict(config.theory), "modes": modes()},
         "quality": {**asdict(config.quality), "algorithm": config.algorithm},
         "figures": asdict(config.figures),
         "verdicts": {**asdict(config.verdicts), "regime_borders": config.figures.regime_borders},
@@ -67,6 +69,11 @@ def require_unedited(path: Path) -> None:
             f"{path} was changed by hand or by `dvc exp run -S`, which has no effect: it is made of conf/; set values "
             "there (`dvc exp run -S conf/...`), and remove this file"
         )
+
+
+def modes() -> str:
+    """Return a digest of the presets of backpropagation, all of which the theory compares."""
+    return digest({path.stem: path.read_text() for path in Path(CONF, "backprop").glob("*.yaml")})
 
 
 def listing(root: str | None) -> str | None:

@@ -6,11 +6,19 @@ with both norms of the step sizes, a trained operator with the one that it was t
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pdunroll.commands.entry import entry
-from pdunroll.config import Config
+from hydra.errors import InstantiationException
+from omegaconf import OmegaConf
+
+from pdunroll.commands.entry import build, entry
+from pdunroll.config import CONF, Config
 from pdunroll.errors import InputError
+
+if TYPE_CHECKING:
+    from pdunroll.core.gradients import Backprop
 
 
 @entry
@@ -33,14 +41,12 @@ def main(config: Config) -> None:
             raise InputError(f"theory.runs: {folder} is no training; name folders of {config.evaluation.runs}")
         runs.append(Run(folder, read_record(folder / RECORD)))
     common = (runs or [Run(config.outputs, {"settings": config.scientific})])[0]
-    operators = [Measured("dct", norm, dct_operator(*common.shape, dtype=torch.float64)) for norm in STEP_NORMS]
-    operators += [
-        Measured(run.folder.name, run.key.step_norm or "", torch.from_numpy(run.operator()).double()) for run in runs
-    ]
+    dct = dct_operator(*common.shape, dtype=torch.float64)
+    operators = [Measured("dct", dct, {**common.initial_steps, "step_norm": norm}) for norm in STEP_NORMS]
+    operators += [Measured(run.folder.name, torch.from_numpy(run.operator()).double(), run.steps) for run in runs]
     tables = measure(
-        config.prepared, operators, radius=common.radius, step_ratio=common.step_ratio,
-        extrapolation=common.extrapolation, frames=options.frames, count_frames=options.count_frames,
-        iterations=options.iterations, seed=options.seed,
+        config.prepared, operators, modes(config), radius=common.radius, frames=options.frames,
+        count_frames=options.count_frames, iterations=options.iterations, seed=options.seed,
     )  # fmt: skip
     folder = config.outputs / "theory"
     for name, rows in tables.items():
@@ -48,3 +54,21 @@ def main(config: Config) -> None:
     made_by = origin("theory", config.name, config.data.name, config.prepared)
     draw(folder, f"{made_by}   {options.frames} frames, seed {options.seed}")
     print(*sorted(str(path) for path in folder.iterdir()), sep="\n")
+
+
+def modes(config: Config) -> dict[str, Backprop]:
+    """Return the strategies of conf/backprop, with each primal mask that they take, by label and mask."""
+    from pdunroll.core.problem import PRIMAL_MASKS
+
+    found: dict[str, Backprop] = {}
+    for path in sorted(Path(CONF, "backprop").glob("*.yaml")):
+        preset = OmegaConf.to_container(OmegaConf.load(path))
+        assert isinstance(preset, dict)
+        for mask in dict.fromkeys([preset["primal_mask"], *PRIMAL_MASKS]):
+            chosen = OmegaConf.create({**asdict(config), "backprop": {**preset, "primal_mask": mask}}).backprop
+            try:
+                found[f"{chosen.label}-{mask}"] = build(chosen.strategy)
+            except InstantiationException:
+                if mask == preset["primal_mask"]:
+                    raise
+    return found

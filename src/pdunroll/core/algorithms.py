@@ -76,7 +76,7 @@ class ChambollePockState(NamedTuple):
 class PlainChambollePock(Algorithm):
     """Chambolle-Pock as it stands (Algorithm 1).
 
-    Example:
+    Examples:
         >>> import pdunroll, torch
         >>> operator, x = torch.eye(2), torch.tensor([[0.5, 0.1]])
         >>> found = pdunroll.solve(operator, x, radius=0.2, algorithm=pdunroll.PlainChambollePock())

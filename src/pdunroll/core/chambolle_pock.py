@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from pdunroll.core.problem import Dequantization, Masks, PrimalMask, dual_mask
-from pdunroll.errors import InputError, require_choice, require_positive
+from pdunroll.errors import InputError, require_choice, require_positive, require_share
 
 
 class Iterate(NamedTuple):
@@ -48,8 +48,9 @@ class ChambollePock:
         sigma: the dual step size; sigma tau ||K||_2^2 < 1 makes the iterates converge.
         tau: the primal step size.
         theta: the extrapolation, in [0, 1].
+        initial: y^0 (B, n) and psi^0 (B, m) of a warm start; y^0 = x and psi^0 = 0 if None.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from pdunroll.core.chambolle_pock import ChambollePock
         >>> from pdunroll.core.problem import Dequantization
@@ -63,12 +64,14 @@ class ChambollePock:
     sigma: float
     tau: float
     theta: float
+    initial: tuple[Tensor, Tensor] | None = field(default=None, compare=False)
 
-    @staticmethod
-    def start(K: Tensor, x: Tensor) -> Iterate:
-        """Return the start of Algorithm 1, psi^0 = 0 and y^0 = ybar^0 = x, for K (m, n) and x (B, n)."""
-        dual = x.new_zeros(len(x), len(K))
-        return Iterate(dual, dual, x, x, x)
+    def start(self, K: Tensor, x: Tensor) -> Iterate:
+        """Return the start of Algorithm 1, `initial` with ybar^0 = y^0, for K (m, n) and x (B, n)."""
+        primal, dual = (x, x.new_zeros(len(x), len(K))) if self.initial is None else self.initial
+        if (primal.shape, dual.shape) != (x.shape, (len(x), len(K))):
+            raise InputError("a warm start needs y (B, n) and psi (B, m), and a strategy that iterates all frames")
+        return Iterate(dual, dual, primal, primal, primal)
 
     def step(self, K: Tensor, x: Tensor, s: Iterate) -> Iterate:
         """Return the iterate after `s`: one iteration of Algorithm 1."""
@@ -108,17 +111,19 @@ def chambolle_pock(
     *,
     radius: float,
     step_ratio: float = 10.0,
+    step_scale: float = 0.99,
     extrapolation: float = 1.0,
     step_norm: str = "frobenius",
 ) -> ChambollePock:
     """Return Chambolle-Pock for an operator, with the step sizes of the paper's experiments.
 
-    With both norms, sigma tau ||K||_2^2 <= 0.99^2 < 1.
+    With both norms, sigma tau ||K||_2^2 <= step_scale^2 < 1.
 
     Args:
         operator: K, (m, n), float32 or float64.
         radius: half a quantization step, > 0.
-        step_ratio: sigma = step_ratio * 0.99 / ||K|| and tau = 0.99 / (step_ratio * ||K||); > 0.
+        step_ratio: r > 0 in sigma = r c / ||K|| and tau = c / (r ||K||).
+        step_scale: c in (0, 1).
         extrapolation: theta in [0, 1].
         step_norm: the norm ||K||, "frobenius" or "spectral" (see `STEP_NORMS`).
 
@@ -126,7 +131,7 @@ def chambolle_pock(
         InputError: for settings out of range, for an operator that is zero, not finite or no matrix, and for step sizes
             out of the range of its dtype.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from pdunroll.core.chambolle_pock import chambolle_pock
         >>> algorithm = chambolle_pock(2 * torch.eye(4), radius=1 / 16, step_ratio=10.0, step_norm="spectral")
@@ -134,6 +139,7 @@ def chambolle_pock(
         (4.95, 0.0495)
     """
     require_positive("step_ratio", step_ratio)
+    require_share("step_scale", require_positive("step_scale", step_scale))
     require_choice("step_norm", step_norm, tuple(STEP_NORMS))
     number = isinstance(extrapolation, int | float) and not isinstance(extrapolation, bool)
     if not (number and 0.0 <= extrapolation <= 1.0):
@@ -141,7 +147,7 @@ def chambolle_pock(
     norm = STEP_NORMS[step_norm](operator)
     if norm == 0.0:
         raise InputError("the operator is zero: its step sizes are not defined; start from another one")
-    sigma, tau = step_ratio * 0.99 / norm, 0.99 / (step_ratio * norm)
+    sigma, tau = step_ratio * step_scale / norm, step_scale / (step_ratio * norm)
     limits = torch.finfo(operator.dtype)
     if not limits.tiny <= min(sigma, tau) <= max(sigma, tau) <= limits.max:
         raise InputError(
@@ -189,7 +195,7 @@ def spectral_norm(operator: Tensor) -> float:
     Raises:
         InputError: for what is no matrix and for entries that are not finite.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from pdunroll.core.chambolle_pock import frobenius_norm, spectral_norm
         >>> K = torch.tensor([[3.0, 0.0], [0.0, 4.0]])

@@ -117,6 +117,10 @@ class Engine:
         """Return base + scale * a matrix^T; base (B, p), a (B, q), matrix (p, q)."""
         return torch.addmm(base, a, matrix.T, alpha=scale)
 
+    def reflected(self, point: Tensor, previous: Tensor, anchor: Tensor, share: Tensor) -> Tensor:
+        """Return share (2 point - previous) + (1 - share) anchor; share (B, 1), the others (B, p)."""
+        return share * (2.0 * point - previous) + (1.0 - share) * anchor
+
 
 # The pure loops. All that changes between two calls is in the tensors, so that a CUDA graph can stand for a call.
 
@@ -175,7 +179,7 @@ def _segments(count: int) -> Iterator[int]:
 def _onednn() -> str:
     """Return the file of oneDNN, which a wheel puts outside of the packages' folder."""
     files = importlib.metadata.files("onednn-cpu-gomp") or []
-    return next(str(file.locate().resolve()) for file in files if file.name in ("libdnnl.so.3", "dnnl.dll"))
+    return next(str(Path(file.locate()).resolve()) for file in files if file.name in ("libdnnl.so.3", "dnnl.dll"))
 
 
 def _mkl() -> str:
@@ -309,8 +313,15 @@ class CompiledEngine(Engine):
     def product(self, base: Tensor, a: Tensor, matrix: Tensor, scale: float) -> Tensor:
         """Return base + scale * a matrix^T."""
         out = torch.empty_like(base, memory_format=torch.contiguous_format)
-        self.loops.multiply(self.number, out.numpy(), _array(a), _array(matrix.T), np.float32(scale))
+        transposed = self._both(matrix)[1] if matrix.is_contiguous() else _array(matrix.T)
+        self.loops.multiply(self.number, out.numpy(), _array(a), transposed, np.float32(scale))
         return out.add_(base)
+
+    def reflected(self, point: Tensor, previous: Tensor, anchor: Tensor, share: Tensor) -> Tensor:
+        """Return share (2 point - previous) + (1 - share) anchor."""
+        out = torch.empty_like(point, memory_format=torch.contiguous_format)
+        self.loops.reflected(out.numpy(), _array(point), _array(previous), _array(anchor), _array(share))
+        return out
 
 
 def _array(tensor: Tensor) -> Any:

@@ -8,19 +8,21 @@ same L iterations of Algorithm 1 for all strategies. Each mode of backpropagatio
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pdunroll.core.chambolle_pock import Iterate, chambolle_pock, magnitude
-from pdunroll.core.engine import Engine, Tape, engine_for, flush_denormals, memory
-from pdunroll.core.problem import PRIMAL_MASKS, Masks, PrimalMask, require_problem
+from pdunroll.core.backward import INPUTS, InputGradients, input_gradients, lemma
+from pdunroll.core.chambolle_pock import ChambollePock, Iterate, chambolle_pock, magnitude
+from pdunroll.core.engine import Engine, Tape, engine_for, flush_denormals
+from pdunroll.core.problem import PRIMAL_MASKS, Masks, PrimalMask, require_problem, require_untransformed
 from pdunroll.errors import InputError, require_choice, require_integer, shown
 
-ROWS = 1024  # frames times iterations whose outer products are summed by one matrix product
+Scalar = float | Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +74,27 @@ class Backprop(ABC):
         Returns:
             The gradient, (m, n), a tensor of its own.
         """
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The inputs beside the operator that `input_gradients` covers: of "observation", "radius" and "steps"."""
+        return ()
+
+    def input_gradients(
+        self, engine: Engine, K: Tensor, x: Tensor, y: Tensor, kept: tuple[Tensor, ...], iterations: int, grad: Tensor
+    ) -> InputGradients:
+        """Return the gradients with respect to `inputs`.
+
+        Args:
+            engine: that of `forward`.
+            K: the operator, (m, n).
+            x: the observations, (B, n).
+            y: y^L, (B, n).
+            kept: the tensors that `forward` has kept.
+            iterations: L.
+            grad: grad_y of the loss at y^L, (B, n).
+        """
+        raise NotImplementedError(f"{type(self).__name__} gives no gradient but that of the operator")
 
     def mask(self, engine: Engine) -> PrimalMask:
         """Return the Jacobian of the primal prox that `primal_mask` names."""
@@ -135,85 +158,33 @@ class Full(Backprop):
             yield engine.record(K, x, count, self.mask(engine), checkpoint)[0]
 
     def gradient(self, engine: Engine, K: Tensor, kept: tuple[Tensor, ...], iterations: int, grad: Tensor) -> Tensor:
-        """Return the sum of the lemma, (m, n), with the outer products of many iterations in one matrix product."""
-        sigma, tau = engine.algorithm.sigma, engine.algorithm.tau
-        (B, n), m, total = grad.shape, len(K), torch.zeros_like(K, memory_format=torch.contiguous_format)
-        size = max(1, min(ROWS // max(B, 1), iterations))  # iterations in a block
-        delta_primal, delta_dual = memory((size, B, n), K), memory((size, B, m), K)
-        adjoint = engine.algorithm.adjoint_start(K, grad)
-        for tape in self._tapes(engine, K, kept, iterations):
-            for end in range(len(tape.dual), 0, -size):
-                l = slice(max(0, end - size), end)
-                masks = Masks(tape.masks.dual[l], tape.masks.primal[l])
-                deltas = delta_primal[: len(masks.dual)], delta_dual[: len(masks.dual)]
-                adjoint = engine.backward(K, masks, adjoint, *deltas)
-                engine.add_outer(total, sigma, deltas[1].flatten(0, 1), tape.extrapolated[l].flatten(0, 1))
-                engine.add_outer(total, -tau, tape.dual[l].flatten(0, 1), deltas[0].flatten(0, 1))
-        return total
+        """Return the sum of the lemma over all iterations, (m, n)."""
+        return lemma(engine, K, self._tapes(engine, K, kept, iterations), iterations, grad)
 
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """All inputs with the active-set mask, with which the gradients are exact; the step sizes with the other."""
+        return INPUTS[self.primal_mask]
 
-@dataclass(frozen=True, kw_only=True)
-class Truncated(Backprop):
-    """b backward iterations with the masks frozen at the last iterate: an approximation of the limit gradient.
-
-    grad_K = sigma (sum delta_D) (y^L)^T - tau psi^L (sum delta_P)^T
-
-    It keeps the last iterate only, whatever L, and takes one pair of outer products at the end.
-
-    Attributes:
-        iterations: b >= 1, which may be smaller or larger than L. With primal_mask = "released", min(L, b) backward
-            iterations run, as in the authors' code.
-
-    Raises:
-        InputError: for settings out of range.
-
-    Example:
-        >>> import pdunroll
-        >>> pdunroll.Truncated(iterations=30)
-        Truncated(primal_mask='active_set', iterations=30)
-    """
-
-    iterations: int = 30
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_integer("backprop.iterations (b)", self.iterations, 1)
-
-    def forward(self, engine: Engine, K: Tensor, x: Tensor, iterations: int) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Return y^L, (B, n), and psi^L, y^L and both masks there."""
-        last = engine.iterate(K, x, iterations)
-        return last.primal, (last.dual, last.primal, *engine.algorithm.masks(last, x, self.mask(engine)))
-
-    def gradient(self, engine: Engine, K: Tensor, kept: tuple[Tensor, ...], iterations: int, grad: Tensor) -> Tensor:
-        """Return the gradient after b backward iterations, (m, n)."""
-        b = min(iterations, self.iterations) if self.primal_mask == "released" else self.iterations
-        return next(self.gradients(engine, K, kept, [b], grad))
-
-    def gradients(
-        self, engine: Engine, K: Tensor, kept: tuple[Tensor, ...], counts: Iterable[int], grad: Tensor
-    ) -> Iterator[Tensor]:
-        """Yield the gradient for each b of `counts`, which ascend, from one run of Algorithm 2."""
-        dual, primal, *masks = kept
-        sum_primal, sum_dual = torch.zeros_like(primal), torch.zeros_like(dual)  # of delta_P and delta_D
-        adjoint, done = engine.algorithm.adjoint_start(K, grad), 0
-        for b in counts:
-            adjoint = engine.backward_sums(K, Masks(*masks), b - done, adjoint, (sum_primal, sum_dual))
-            done = b
-            total = torch.zeros_like(K, memory_format=torch.contiguous_format)
-            engine.add_outer(total, engine.algorithm.sigma, sum_dual, primal)
-            engine.add_outer(total, -engine.algorithm.tau, dual, sum_primal)
-            yield total
+    def input_gradients(
+        self, engine: Engine, K: Tensor, x: Tensor, y: Tensor, kept: tuple[Tensor, ...], iterations: int, grad: Tensor
+    ) -> InputGradients:
+        """Return the gradients with respect to x, the radius and the step sizes, from a second backward pass."""
+        tapes = self._tapes(engine, K, kept, iterations)
+        return input_gradients(engine, K, x, tapes, iterations, y, grad, from_start=True)
 
 
 class _Unrolled(torch.autograd.Function):
-    """Hands a strategy's gradient to autograd."""
+    """Hands a strategy's gradients to autograd."""
 
     @staticmethod
     def forward(
-        ctx: Any, operator: Tensor, observation: Tensor, engine: Engine, iterations: int, backprop: Backprop
-    ) -> Tensor:
+        ctx: Any, operator: Tensor, observation: Tensor, radius: Scalar, sigma: Scalar, tau: Scalar,
+        engine: Engine, iterations: int, backprop: Backprop,
+    ) -> Tensor:  # fmt: skip
         primal, kept = backprop.forward(engine, operator, observation, iterations)
-        ctx.save_for_backward(operator, *kept)
+        ends = (observation, primal) if any(ctx.needs_input_grad[1:]) else ()
+        ctx.save_for_backward(operator, *ends, *kept)
         ctx.settings = engine, iterations, backprop
         return primal
 
@@ -222,35 +193,50 @@ class _Unrolled(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         operator, *kept = ctx.saved_tensors
         engine, iterations, backprop = ctx.settings
-        with flush_denormals():
-            gradient = backprop.gradient(engine, operator, tuple(kept), iterations, grad)
-        return gradient, None, None, None, None
+        found: list[Tensor | None] = [None] * 5
+        with flush_denormals(), without_autocast(grad):
+            if any(ctx.needs_input_grad[1:]):
+                x, y, *kept = kept
+                found[1:] = backprop.input_gradients(engine, operator, x, y, tuple(kept), iterations, grad)
+            if ctx.needs_input_grad[0]:
+                found[0] = backprop.gradient(engine, operator, tuple(kept), iterations, grad)
+        wanted = (part if needed else None for part, needed in zip(found, ctx.needs_input_grad, strict=False))
+        return *wanted, None, None, None
 
 
 def unroll(
     operator: Tensor,
     observation: Tensor,
     *,
-    radius: float,
+    radius: Scalar,
     iterations: int,
     backprop: Backprop | None = None,
-    step_ratio: float = 10.0,
+    step_ratio: Scalar = 10.0,
+    step_scale: Scalar = 0.99,
     extrapolation: float = 1.0,
     step_norm: str = "frobenius",
+    start: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """Return A^L(K, x), the L-th Chambolle-Pock iterate, differentiable with respect to the operator.
+    """Return A^L(K, x), the L-th Chambolle-Pock iterate, differentiable with respect to its inputs.
+
+    A gradient reaches the operator with every strategy. It reaches `observation` and, where they are tensors, `radius`,
+    `step_ratio` and `step_scale` with those strategies that have one (docs/modes.md); others refuse it.
 
     Args:
         operator: K, (m, n), float32 or float64, on any device.
         observation: x, (B, n), of the same dtype and device; one frame a row.
-        radius: half a quantization step, > 0.
+        radius: half a quantization step, > 0; a number or a tensor of one.
         iterations: L >= 1.
-        backprop: the backward pass: `Full` (default), `Truncated`, `Implicit`, or a `Backprop` of your own.
-        step_ratio: sigma = step_ratio * 0.99 / ||K|| and tau = 0.99 / (step_ratio * ||K||). Both are
-            constants in the gradient.
+        backprop: the backward pass: `Full` (default), `LastIterations`, `OneStep`, `Truncated`, `Implicit`,
+            `Piggyback`, or a `Backprop` of your own.
+        step_ratio: r > 0 in sigma = r c / ||K|| and tau = c / (r ||K||); a number or a tensor of one. ||K|| is a
+            constant in the gradient.
+        step_scale: c in (0, 1), likewise. Since sigma tau ||K||_2^2 <= c^2 < 1, the iteration converges with every
+            ratio and scale.
         extrapolation: theta in [0, 1].
         step_norm: the norm ||K||: "frobenius", as in the published experiments, or "spectral", which gives the
             largest steps that the theory allows.
+        start: y^0 (B, n) and psi^0 (B, m), constants in the gradient; x and 0 if None.
 
     Returns:
         y^L, (B, n).
@@ -269,27 +255,61 @@ def unroll(
         True
     """
     settings = {
-        "radius": radius, "step_ratio": step_ratio, "extrapolation": extrapolation, "step_norm": step_norm
+        "radius": radius, "step_ratio": step_ratio, "step_scale": step_scale, "extrapolation": extrapolation,
+        "step_norm": step_norm,
     }  # fmt: skip
     run = _outside_of_graphs if torch.compiler.is_compiling() else _unroll
-    return run(operator, observation, iterations, Full() if backprop is None else backprop, settings)
+    return run(operator, observation, iterations, Full() if backprop is None else backprop, settings, start)
 
 
 def _unroll(
-    operator: Tensor, observation: Tensor, iterations: int, backprop: Backprop, settings: dict[str, Any]
-) -> Tensor:
+    operator: Tensor, observation: Tensor, iterations: int, backprop: Backprop, settings: dict[str, Any],
+    start: tuple[Tensor, Tensor] | None,
+) -> Tensor:  # fmt: skip
     check(operator, observation, iterations, backprop)
-    algorithm = chambolle_pock(operator, **settings)
-    if (
-        not SAFE_STEPS[0] < algorithm.sigma * algorithm.tau < SAFE_STEPS[1]
-    ):  # a scaled K gives the same iterates without underflow
+    numbers = {name: _number(name, value) for name, value in settings.items()}
+    algorithm = chambolle_pock(operator, **numbers)
+    if not SAFE_STEPS[0] < algorithm.sigma * algorithm.tau < SAFE_STEPS[1]:  # a scaled K gives the same iterates
         operator = operator / magnitude(operator)
-        algorithm = chambolle_pock(operator, **settings)
-    engine = engine_for(algorithm, operator)
-    with flush_denormals():
-        if not (operator.requires_grad and torch.is_grad_enabled()):
+        algorithm = chambolle_pock(operator, **numbers)
+    engine = engine_for(replace(algorithm, initial=start), operator)
+    scalars = _scalars(settings, numbers, algorithm, operator)
+    inputs = {"observation": observation, "radius": scalars[0], "steps": scalars[1] + scalars[2]}
+    wanted = [name for name, value in inputs.items() if isinstance(value, Tensor) and value.requires_grad]
+    with flush_denormals(), without_autocast(operator):
+        if not ((operator.requires_grad or wanted) and torch.is_grad_enabled()):
             return backprop.restore(engine, operator, observation, iterations)
-        return _Unrolled.apply(operator, observation, engine, iterations, backprop)
+        if start is not None and "observation" in wanted:
+            raise InputError("no gradient with respect to the observation is given beside a start; detach one of them")
+        if missing := [name for name in wanted if name not in backprop.inputs]:
+            mode = f"{type(backprop).__name__}(primal_mask={backprop.primal_mask!r})"
+            raise InputError(f"{mode} gives no gradient with respect to the {missing[0]}; detach it, or use Full()")
+        return _Unrolled.apply(operator, observation, *scalars, engine, iterations, backprop)
+
+
+def _number(name: str, value: Any) -> Any:
+    """Return the number in a tensor of one, other values as they are."""
+    if not isinstance(value, Tensor):
+        return value
+    require_untransformed(name, value)
+    if value.ndim or not value.dtype.is_floating_point:
+        raise InputError(f"{name} must be a number or a tensor of one, got {value.dtype} {tuple(value.shape)}")
+    return value.item()
+
+
+def _scalars(
+    settings: dict[str, Any], numbers: dict[str, Any], algorithm: ChambollePock, operator: Tensor
+) -> list[Scalar]:
+    """Return the radius, sigma and tau, as tensors of the operator's kind where they depend on tensors."""
+    ratio, scale = (settings[name] / numbers[name] for name in ("step_ratio", "step_scale"))  # 1, with a derivative
+    scalars = settings["radius"], algorithm.sigma * ratio * scale, algorithm.tau * scale / ratio
+    return [value.to(operator) if isinstance(value, Tensor) else value for value in scalars]
+
+
+def without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Return a context in which products keep the dtype of their factors on the device of `tensor`."""
+    device = tensor.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 # torch.compile breaks its graph here; torch.compiler.disable would load its compiler, which takes seconds
@@ -305,8 +325,6 @@ def check(operator: Tensor, observation: Tensor, iterations: int, backprop: Back
         raise InputError(
             f"operator and observation must both be float32 or float64, got {operator.dtype} and {observation.dtype}"
         )
-    if observation.requires_grad:
-        raise InputError("observation requires a gradient, which is not defined here; detach it")
     require_integer("iterations (L)", iterations, 1)
     if not isinstance(backprop, Backprop):
         raise InputError(

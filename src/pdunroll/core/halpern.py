@@ -62,7 +62,7 @@ class RestartedHalpern(Algorithm):
     Raises:
         InputError: for settings that are not positive.
 
-    Example:
+    Examples:
         >>> import pdunroll, torch
         >>> operator, x = torch.eye(2), torch.tensor([[0.5, 0.1]])
         >>> found = pdunroll.solve(operator, x, radius=0.2, algorithm=pdunroll.RestartedHalpern(period=5))
@@ -158,8 +158,8 @@ def halpern_step(state: HalpernState, point: Point) -> HalpernState:
     return state._replace(
         total=state.total + 1,
         point=point,
-        primal=share * (2.0 * point.primal - state.primal) + (1.0 - share) * state.anchor_primal,
-        dual=share * (2.0 * point.dual - state.dual) + (1.0 - share) * state.anchor_dual,
+        primal=state.engine.reflected(point.primal, state.primal, state.anchor_primal, share),
+        dual=state.engine.reflected(point.dual, state.dual, state.anchor_dual, share),
         k=state.k + 1.0,
     )
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pdunroll.core.backward import InputGradients
 from pdunroll.core.chambolle_pock import Iterate
 from pdunroll.core.engine import Engine
 from pdunroll.core.gradients import Backprop
@@ -39,14 +40,15 @@ class Implicit(Backprop):
     nothing to the gradient.
 
     Attributes:
-        polished: replace y^L by the vertex of its masks where that has the smaller duality gap.
+        polished: replace y^L by the vertex of its masks where that has the smaller duality gap (default). The result is
+            then exact as soon as the masks are those of the optimum. Otherwise it is as far from the limit as y^L is.
         tolerance: if given, solve each frame to this relative duality gap instead of running L iterations.
         max_iterations: of this solve, >= 1.
 
     Raises:
         InputError: for settings out of range, and for a `primal_mask` other than "active_set", which has no limit.
 
-    Example:
+    Examples:
         >>> import pdunroll, torch
         >>> operator, x = torch.eye(2, requires_grad=True), torch.tensor([[0.5, 0.1]])
         >>> y = pdunroll.unroll(operator, x, radius=0.2, iterations=100, backprop=pdunroll.Implicit())
@@ -57,7 +59,7 @@ class Implicit(Backprop):
         True
     """
 
-    polished: bool = False
+    polished: bool = True
     tolerance: float | None = None
     max_iterations: int = 20_000
 
@@ -99,6 +101,25 @@ class Implicit(Backprop):
         primal, dual_mask, primal_mask, nontrivial = kept
         multiplier, _ = multipliers(K.double(), Masks(dual_mask, primal_mask), grad[nontrivial].double())
         return -(multiplier.T @ primal.double()).to(K.dtype)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Those that the optimum depends on: x and the radius, and not the step sizes."""
+        return "observation", "radius"
+
+    def input_gradients(
+        self, engine: Engine, K: Tensor, x: Tensor, y: Tensor, kept: tuple[Tensor, ...], iterations: int, grad: Tensor
+    ) -> InputGradients:
+        """Return the limits of the gradients with respect to x and the radius.
+
+        grad_x = grad_y loss - K^T lambda in the fixed columns, 0 elsewhere;    grad_radius = <grad_x, sign(y* - x)>
+        """
+        _, dual_mask, primal_mask, nontrivial = kept
+        multiplier, _ = multipliers(K.double(), Masks(dual_mask, primal_mask), grad[nontrivial].double())
+        held = torch.zeros_like(x)
+        at_primal = grad[nontrivial] - (multiplier @ K.double()).to(x.dtype)
+        held[nontrivial] = at_primal.masked_fill(primal_mask, 0.0)
+        return InputGradients(held, (held * (y - x).sign()).sum())
 
 
 def _polished(problem: Dequantization, K: Tensor, x: Tensor, iterate: Iterate) -> Tensor:

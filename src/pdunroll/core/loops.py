@@ -31,7 +31,7 @@ try:  # beside this file, or where the user's cache is; not at all if neither ca
     _options = {"cache": True, "nogil": True}
 except RuntimeError:
     _options = {"nogil": True}
-jit = njit(**_options)
+jit = njit(**_options)  # pyright: ignore[reportCallIssue, reportArgumentType]
 
 assert ctypes.sizeof(ctypes.c_void_p) == 8
 
@@ -72,6 +72,15 @@ def add_outer(number, total, scale, a, b):
     if len(a) > 0:
         _gemm(number, _TRANSPOSED, _PLAIN, a.shape[1], b.shape[1], len(a), scale, a, a.shape[1], b, b.shape[1], _ONE,
               total)  # fmt: skip
+
+
+@jit
+def reflected(out, point, previous, anchor, share):
+    """out (B, p) = share (2 point - previous) + (1 - share) anchor, with one share (B, 1) a row."""
+    for b in range(len(out)):
+        new, old = share[b, 0], _ONE - share[b, 0]
+        for i in range(out.shape[1]):
+            out[b, i] = new * (np.float32(2) * point[b, i] - previous[b, i]) + old * anchor[b, i]
 
 
 # One pass each, over flat arrays.

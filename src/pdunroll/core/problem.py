@@ -43,7 +43,7 @@ class Dequantization:
     Raises:
         InputError: for a radius that is no finite number above 0.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from pdunroll.core.problem import Dequantization
         >>> problem = Dequantization(radius=0.25)
@@ -154,6 +154,7 @@ def require_problem(operator: Tensor, observation: Tensor) -> None:
     for name, value in (("operator", operator), ("observation", observation)):
         if not isinstance(value, Tensor):
             raise InputError(f"{name} must be a tensor, got {type(value).__name__}; torch.from_numpy takes an array")
+        require_untransformed(name, value)
         if value.layout != torch.strided:
             raise InputError(f"{name} must be a dense tensor; call to_dense() first")
         if value.dtype not in (torch.float32, torch.float64):
@@ -165,6 +166,12 @@ def require_problem(operator: Tensor, observation: Tensor) -> None:
         raise InputError(f"operator is on {operator.device} and observation on {observation.device}; move one")
     if not bool(observation.isfinite().all()):
         raise InputError("observation holds NaN or infinite samples; replace them")
+
+
+def require_untransformed(name: str, value: Tensor) -> None:
+    """Raise `InputError` if a tensor is inside of a transform such as `torch.func.vmap`."""
+    if torch._C._functorch.is_functorch_wrapped_tensor(value):  # pyright: ignore[reportAttributeAccessIssue]
+        raise InputError(f"{name} is inside of a transform of torch.func; give a whole batch and call backward()")
 
 
 def dct_operator(rows: int, columns: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -184,7 +191,7 @@ def dct_operator(rows: int, columns: int, dtype: torch.dtype = torch.float32) ->
     Raises:
         InputError: for sizes that are no integers above 0 and for a dtype that is no floating-point one of torch.
 
-    Example:
+    Examples:
         >>> import pdunroll
         >>> pdunroll.dct_operator(2, 2)
         tensor([[ 0.7071,  0.7071],

@@ -63,7 +63,7 @@ def solve(
         InputError: for what is no dense float32 or float64 tensor, for shapes, settings or an operator out of range,
             and for NaN or infinite samples.
 
-    Example:
+    Examples:
         >>> import pdunroll, torch
         >>> operator, x = torch.eye(2), torch.tensor([[0.5, 0.1]])
         >>> found = pdunroll.solve(operator, x, radius=0.2)

@@ -27,7 +27,7 @@ def log_grid(iterations: int, points: int, include: Sequence[int] = ()) -> NDArr
         points: how many there are at least, if there are as many whole numbers.
         include: further numbers that the grid is to have.
 
-    Example:
+    Examples:
         >>> from pdunroll.evaluation.curves import log_grid
         >>> log_grid(100, 5, include=[30]).tolist()
         [1, 3, 10, 30, 32, 100]
@@ -65,7 +65,7 @@ def error_curve(
     Returns:
         The mean squared errors, (len(grid), frames), and the relative duality gaps of the last iterate, (frames,).
 
-    Example:
+    Examples:
         >>> import torch
         >>> from pdunroll.core.chambolle_pock import chambolle_pock
         >>> from pdunroll.evaluation.curves import error_curve

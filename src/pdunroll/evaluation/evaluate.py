@@ -1,8 +1,9 @@
 """The tables of results: every trained operator's test error after every number of iterations and at the optimum.
 
-evaluation.csv  one row per operator and number of iterations (DCT and no restoration too)
-optima.csv      one row per operator: the certified optimum's error on test and on validation frames, and the
-                duality gap after the last iteration
+evaluation.csv  one row per operator and number of iterations (DCT and no restoration too): the errors on test and on
+                validation frames
+optima.csv      one row per operator: the certified optimum's error on test and on validation frames, the duality gap
+                after the last iteration, and N1, the iterations until the error stays within 1 % of the optimum's
 training.csv    one row per operator: times, steps, validation errors
 metrics.json    the end points, for `dvc metrics`
 provenance.json command, seeds, commit and data behind them, for the figures
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 from pdunroll.core.algorithms import Algorithm
 from pdunroll.core.problem import dct_operator
 from pdunroll.errors import InputError
+from pdunroll.evaluation.convergence import convergence_iterations
 from pdunroll.evaluation.curves import log_grid
 from pdunroll.evaluation.frame_errors import certificate, frame_errors, metrics
 from pdunroll.files import write_json, write_table
@@ -82,29 +84,32 @@ def evaluate(
     chosen, truth, observation = drawn(prepared, "test", frames, seed)
     _, *validation = drawn(prepared, "validation", frames, seed)
     candidates = operators(runs)
-    common = runs[0]
     # one thread an operator: side by side they are faster than one after the other on all cores
-    work = Parallel(n_jobs=jobs or -1, return_as="generator", max_nbytes=None)(
+    work: Any = Parallel(n_jobs=jobs or -1, return_as="generator", max_nbytes=None)(
         delayed(frame_errors)(
             outputs / "errors" / f"{key.name}.npz", key, operator, truth, observation, validation, grid, chosen,
-            radius=common.radius, step_ratio=common.step_ratio, extrapolation=common.extrapolation,
-            algorithm=algorithm, tolerance=tolerance, max_iterations=max_iterations, batch_size=batch_size,
-            device=device,
+            radius=runs[0].radius, steps=steps, algorithm=algorithm, tolerance=tolerance,
+            max_iterations=max_iterations, batch_size=batch_size, device=device,
         )
-        for key, operator in candidates
+        for key, operator, steps in candidates
     )  # fmt: skip
-    quantized = ((observation - truth) ** 2).mean(axis=1)
-    rows = list(curve(RunKey("none"), grid, np.tile(quantized, (len(grid), 1))))
+    quantized = [
+        float(((x - y) ** 2).mean(axis=1).mean(dtype=np.float64)) for y, x in ((truth, observation), validation)
+    ]
+    rows = list(curve(RunKey("none"), grid, *([mse] * len(grid) for mse in quantized)))
     optima: list[Row] = []
     start = time.perf_counter()
-    for number, ((key, _), found) in enumerate(zip(candidates, work, strict=True), start=1):
-        rows.extend(curve(key, grid, found["errors"]))
+    for number, ((key, *_), found) in enumerate(zip(candidates, work, strict=True), start=1):
+        test = found["errors"].mean(axis=1, dtype=np.float64).tolist()
+        rows.extend(curve(key, grid, test, found["validation_errors"].tolist()))
         optima.append({**key.columns, **certificate(found, tolerance)})
         log.info(
             "%d of %d  %s  test MSE %.4e after %d iterations, %.4e at the optimum  %.1f s",
             number, len(candidates), key.name, rows[-1]["mse"], grid[-1], optima[-1]["optimum_mse"],
             time.perf_counter() - start,
         )  # fmt: skip
+    speed = convergence_iterations(rows, optima)
+    optima = [{**row, "n1": speed[RunKey.from_row(row)]} for row in optima]
     write(outputs, runs, rows, optima, len(chosen))
     log.info("%d frames, %d numbers of iterations: %s", len(chosen), len(grid), outputs / "evaluation.csv")
 
@@ -116,18 +121,18 @@ def drawn(prepared: Path, split: str, count: int | None, seed: int) -> tuple[NDA
     return numbers, frames.truth[numbers], frames.observation[numbers]
 
 
-def operators(runs: Sequence[Run]) -> list[tuple[RunKey, NDArray]]:
-    """Return what names an operator, and K (m, n): of the DCT for each norm, then of the trainings."""
+def operators(runs: Sequence[Run]) -> list[tuple[RunKey, NDArray, dict[str, Any]]]:
+    """Return what names an operator, K (m, n) and its step sizes: of the DCT for each norm, then of the trainings."""
     norms = dict.fromkeys(run.key.step_norm for run in runs)
-    dct = dct_operator(*runs[0].shape).numpy()
-    untrained = [(RunKey("dct", step_norm=norm), dct) for norm in norms]
-    return [*untrained, *((run.key, run.operator()) for run in runs)]
+    dct, steps = dct_operator(*runs[0].shape).numpy(), runs[0].initial_steps
+    untrained = [(RunKey("dct", step_norm=norm), dct, {**steps, "step_norm": norm}) for norm in norms]
+    return [*untrained, *((run.key, run.operator(), run.steps) for run in runs)]
 
 
-def curve(key: RunKey, grid: NDArray, errors: NDArray) -> Iterator[Row]:
-    """Yield the rows of evaluation.csv for one operator; errors (len(grid), frames)."""
-    for l, mse in zip(grid.tolist(), errors.astype(np.float64).mean(axis=1).tolist(), strict=True):
-        yield {**key.columns, "l_inference": l, "mse": mse}
+def curve(key: RunKey, grid: NDArray, test: Sequence[float], validation: Sequence[float]) -> Iterator[Row]:
+    """Yield the rows of evaluation.csv for one operator, given its mean squared errors along the grid."""
+    for l, mse, validation_mse in zip(grid.tolist(), test, validation, strict=True):
+        yield {**key.columns, "l_inference": l, "mse": mse, "validation_mse": validation_mse}
 
 
 def write(outputs: Path, runs: Sequence[Run], rows: list[Row], optima: list[Row], test_frames: int) -> None:

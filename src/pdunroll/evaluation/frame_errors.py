@@ -6,6 +6,7 @@ import hashlib
 import logging
 import zipfile
 import zlib
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,14 +32,14 @@ Row = dict[str, Any]
 
 def frame_errors(
     path: Path, key: RunKey, operator: NDArray, truth: NDArray, observation: NDArray, validation: list[NDArray],
-    grid: NDArray, chosen: NDArray, *, radius: float, step_ratio: float, extrapolation: float, algorithm: Algorithm,
+    grid: NDArray, chosen: NDArray, *, radius: float, steps: Mapping[str, Any], algorithm: Algorithm,
     tolerance: float, max_iterations: int, batch_size: int, device: str,
 ) -> dict[str, NDArray]:  # fmt: skip
     """Return the errors of each frame for one operator, from a file if they are stored in it already.
 
     Args:
         path: outputs/<name>/errors/<run>.npz, which is read if it has this result, and written otherwise.
-        key: what names the operator; its `step_norm` gives the step sizes of the iteration.
+        key: what names the operator.
         operator: K, (m, n).
         truth: y of the test frames, (frames, n).
         observation: x of the test frames, (frames, n).
@@ -46,8 +47,7 @@ def frame_errors(
         grid: numbers of iterations, ascending.
         chosen: the numbers of the test frames in their split; they are stored with the errors.
         radius: half a quantization step.
-        step_ratio: see `pdunroll.unroll`.
-        extrapolation: theta in [0, 1].
+        steps: the step sizes and the extrapolation, as arguments of `pdunroll.unroll`.
         algorithm: the one that solves for the certified optima.
         tolerance: the relative duality gap of the optima.
         max_iterations: of the solver.
@@ -56,18 +56,18 @@ def frame_errors(
 
     Returns:
         errors (len(grid), frames) and gaps (frames,) of the last iterate; optimum_errors, optimum_gaps and iterations
-        (frames,) of the certified optimum; validation_optimum_errors (frames,).
+        (frames,) of the certified optimum; of the validation frames the mean errors validation_errors (len(grid),) and
+        validation_optimum_errors (frames,).
     """
     end_with_parent()
     arrays = {"operator": operator, "truth": truth, "observation": observation, "grid": grid}
     arrays |= dict(zip(("validation_truth", "validation_observation"), validation, strict=True))
-    steps: dict[str, Any] = {
-        "radius": radius, "step_ratio": step_ratio, "extrapolation": extrapolation, "step_norm": key.step_norm
-    }  # fmt: skip
     identity = digest(
         {
             **{name: hashlib.sha256(np.ascontiguousarray(array).data).hexdigest() for name, array in arrays.items()},
+            "radius": radius,
             **steps,
+            "curves": ["test", "validation"],
             "solve": [repr(algorithm), tolerance, max_iterations],
             "code": source_digest("evaluation.curves", "core.solve", type(algorithm).__module__, without=WITHOUT),
         }
@@ -78,13 +78,16 @@ def frame_errors(
     K, y, x, y_validation, x_validation = (
         torch.from_numpy(array).to(device) for array in (operator, truth, observation, *validation)
     )
-    errors, gaps = error_curve(chambolle_pock(K, **steps), K, y, x, grid.tolist(), batch_size)
+    unrolled = chambolle_pock(K, radius=radius, **steps)
+    errors, gaps = error_curve(unrolled, K, y, x, grid.tolist(), batch_size)
+    validation_errors, _ = error_curve(unrolled, K, y_validation, x_validation, grid.tolist(), batch_size)
     solved = partial(solve, K, radius=radius, tolerance=tolerance, max_iterations=max_iterations, algorithm=algorithm)
     optimum = solved(x)
     found = {
         "errors": errors,
         "gaps": gaps,
         "optimum_errors": _mse(optimum.primal, y),
+        "validation_errors": validation_errors.mean(axis=1, dtype=np.float64),
         "validation_optimum_errors": _mse(solved(x_validation).primal, y_validation),
         "optimum_gaps": optimum.gap.cpu().numpy(),
         "iterations": optimum.iterations.cpu().numpy(),
@@ -128,12 +131,15 @@ def certificate(found: dict[str, NDArray], tolerance: float) -> dict[str, Any]:
 def metrics(rows: list[Row], optima: list[Row]) -> dict[str, Any]:
     """Return the test MSE of each operator: classical (after L_training iterations) and at the certified optimum.
 
+    Trained operators have N1 (see `pdunroll.evaluation.convergence`), too, if the curve comes that close.
+
     Args:
         rows: of evaluation.csv, the first one that of the quantized frames.
         optima: rows of optima.csv.
     """
     result: dict[str, Any] = {"quantized": rows[0]["mse"]}
-    classical = after_training_iterations(rows)
+    classical, speed = after_training_iterations(rows), by_operator(optima, "n1")
     for key, mse in by_operator(optima, "optimum_mse").items():
-        result[key.name] = {"classical": classical[key], "optimality": mse} if key in classical else mse
+        n1 = {} if speed[key] is None else {"n1": speed[key]}
+        result[key.name] = {"classical": classical[key], "optimality": mse, **n1} if key in classical else mse
     return result

@@ -22,15 +22,16 @@ from pdunroll.errors import InputError
 from pdunroll.evaluation.tables import read_results
 from pdunroll.files import read_json, replaced, write_json
 from pdunroll.processes import command, end_with_parent
+from pdunroll.speech.overlap import averaged
 from pdunroll.training.run_folder import Run
 from pdunroll.training.run_key import by_operator
 
 log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
-KEY = ("restoration", "primal_mask", "step_norm", "run")
+KEY = ("restoration", "shifts", "primal_mask", "step_norm", "run")
 INDEX = "index.json"
-METRICS = ("sdr_db", "si_sdr_db", "pesq_wb", "stoi")
+METRICS = ("sdr_db", "si_sdr_db", "pesq_nb", "pesq_wb", "stoi")
 
 
 def candidates(outputs: Path, runs: Sequence[Run]) -> list[tuple[Row, NDArray]]:
@@ -66,32 +67,52 @@ def candidates(outputs: Path, runs: Sequence[Run]) -> list[tuple[Row, NDArray]]:
 
 def restored(
     operator: NDArray,
-    observation: NDArray,
+    sentences: Sequence[NDArray],
+    shifts: int,
     *,
     radius: float,
     algorithm: Algorithm,
     tolerance: float,
     max_iterations: int,
-) -> NDArray:
-    """Return the certified optimum of each frame, (frames, n); operator (m, n), observation x (frames, n)."""
+) -> list[NDArray]:
+    """Return quantized sentences (samples,) restored to the certified optima of their frames.
+
+    Args:
+        operator: K, (m, n).
+        sentences: the quantized sentences.
+        shifts: the number of grids of frames to average over.
+        radius: half a quantization step.
+        algorithm: as for `solve`, and so are the tolerance and max_iterations.
+        tolerance: the relative duality gap.
+        max_iterations: the most iterations of a frame.
+    """
     end_with_parent()
     torch.set_num_threads(1)
-    found = solve(
-        torch.from_numpy(operator),
-        torch.from_numpy(observation),
-        radius=radius,
-        tolerance=tolerance,
-        max_iterations=max_iterations,
-        algorithm=algorithm,
-    )
-    return found.primal.numpy()
+
+    def restore(frames: NDArray) -> NDArray:
+        observation = torch.from_numpy(frames[:, 0].copy())
+        found = solve(
+            torch.from_numpy(operator),
+            observation,
+            radius=radius,
+            tolerance=tolerance,
+            max_iterations=max_iterations,
+            algorithm=algorithm,
+        )
+        return found.primal.numpy()[:, None]
+
+    n = operator.shape[1]
+    return [
+        np.concatenate([result[:, 0] for _, result in averaged([sentence[:, None]], n, shifts, restore)])
+        for sentence in sentences
+    ]
 
 
 def measures(original: NDArray, signal: NDArray, rate: int) -> dict[str, float | None]:
     """Return the metrics of one sentence against the original, both (samples,); None where one cannot be had.
 
     sdr_db is 10 log10 of ||original||^2 / ||original - signal||^2, si_sdr_db the same after the best scaling of the
-    original; PESQ (ITU-T P.862.2, wide band) and STOI come from the packages of the same names.
+    original; PESQ (ITU-T P.862 narrow and P.862.2 wide band) and STOI come from the packages of the same names.
     """
     from torchmetrics.functional.audio import scale_invariant_signal_distortion_ratio, signal_noise_ratio
 
@@ -105,14 +126,15 @@ def measures(original: NDArray, signal: NDArray, rate: int) -> dict[str, float |
 
 def perceived(original: NDArray, signal: NDArray, rate: int) -> dict[str, float | None]:
     """Return PESQ and STOI, each None without its package, or where a sentence is too short or too quiet for it."""
-    found: dict[str, float | None] = {"pesq_wb": None, "stoi": None}
+    found: dict[str, float | None] = {"pesq_nb": None, "pesq_wb": None, "stoi": None}
     if not packages_are_there():
         return found
     from pesq import PesqError, pesq  # pyright: ignore[reportMissingImports] (an extra)
     from pystoi import stoi  # pyright: ignore[reportMissingImports]
 
     try:
-        found["pesq_wb"] = float(pesq(rate, original, signal, "wb"))
+        for band in ("nb", "wb"):
+            found[f"pesq_{band}"] = float(pesq(rate, original, signal, band))
     except PesqError:
         log.warning("PESQ finds no speech in a sentence of %d samples", len(original))
     with warnings.catch_warnings(record=True) as said:
@@ -191,11 +213,10 @@ def _write_sentences(partial: Path, signals: list[tuple[Row, list[NDArray]]], na
 
 def readable(means: list[Row]) -> str:
     """Return mean and gain of each restoration as a table to be read."""
-    lines = [f"{'restoration':<12}{'mask':<12}{'step norm':<12}" + "".join(f"{metric:>18}" for metric in METRICS)]
-    for key in dict.fromkeys((row["restoration"], row["primal_mask"], row["step_norm"]) for row in means):
-        found = {
-            row["metric"]: row for row in means if (row["restoration"], row["primal_mask"], row["step_norm"]) == key
-        }
+    columns = KEY[:-1]
+    lines = ["".join(f"{column:<12}" for column in columns) + "".join(f"{metric:>18}" for metric in METRICS)]
+    for key in dict.fromkeys(tuple(row[column] for column in columns) for row in means):
+        found = {row["metric"]: row for row in means if tuple(row[column] for column in columns) == key}
         values = (f"{found[m]['mean']:.3f} ({found[m]['gain']:+.3f})" if m in found else "" for m in METRICS)
-        lines.append(f"{key[0]:<12}{key[1] or '':<12}{key[2] or '':<12}" + "".join(f"{value:>18}" for value in values))
+        lines.append("".join(f"{part or '':<12}" for part in key) + "".join(f"{value:>18}" for value in values))
     return "\n".join(lines)

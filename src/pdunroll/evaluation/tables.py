@@ -44,6 +44,7 @@ class EvaluationRow(Operator):
 
     l_inference: Positive
     mse: Number
+    validation_mse: Number
 
 
 class OptimaRow(Operator):

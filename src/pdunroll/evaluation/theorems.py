@@ -3,6 +3,7 @@
 counts    trivial, vertex and degenerate frames among the test frames
 fidelity  gradients of Full over L and of Truncated over b against the exact limit gradient
 settling  the iteration after which a frame's masks change no more
+modes     all modes of backpropagation beside each other, at two numbers of iterations, with their cost
 decay     norms in the backward recursion, counted backwards, and their distance to the kernels
 fits      c and kappa of each frame, and whether the limit theorem's assumption holds there
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,31 +21,33 @@ import torch
 from torch import Tensor
 
 from pdunroll.core.chambolle_pock import chambolle_pock
+from pdunroll.core.gradients import Backprop
 from pdunroll.core.problem import Dequantization
 from pdunroll.errors import InputError
 from pdunroll.evaluation import theory
+from pdunroll.evaluation.comparison import compared, limit_gradient
 from pdunroll.speech.frames import load
 
 log = logging.getLogger(__name__)
 
+COMPARED_AT = 100, 1000  # L
 Tables = dict[str, list[dict[str, Any]]]
 
 
 class Measured(NamedTuple):
-    """An operator and the norm of its step sizes."""
+    """An operator and its step sizes."""
 
     name: str
-    step_norm: str
     operator: Tensor  # K (m, n), float64
+    steps: Mapping[str, Any]  # with the extrapolation, as arguments of `pdunroll.unroll`
 
 
 def measure(
     prepared: Path,
     operators: Iterable[Measured],
+    modes: Mapping[str, Backprop],
     *,
     radius: float,
-    step_ratio: float,
-    extrapolation: float,
     frames: int,
     count_frames: int,
     iterations: int,
@@ -55,9 +58,8 @@ def measure(
     Args:
         prepared: folder of the frames.
         operators: what is measured.
+        modes: the strategies that are compared, by their names.
         radius: half a quantization step.
-        step_ratio: see `pdunroll.unroll`.
-        extrapolation: theta.
         frames: vertex frames that are measured.
         count_frames: test frames, drawn with `seed`, among which they are the first.
         iterations: the largest L and b.
@@ -75,11 +77,9 @@ def measure(
             f"theory.frames={frames} nontrivial frames are wanted, but among theory.count_frames="
             f"{count_frames} test frames there are {len(nontrivial)}; lower the one or raise the other"
         )
-    tables: Tables = {name: [] for name in ("counts", "fidelity", "settling", "decay", "fits")}
-    for name, step_norm, operator in operators:
-        algorithm = chambolle_pock(
-            operator, radius=radius, step_ratio=step_ratio, extrapolation=extrapolation, step_norm=step_norm
-        )
+    tables: Tables = {name: [] for name in ("counts", "fidelity", "modes", "settling", "decay", "fits")}
+    for name, operator, steps in operators:
+        algorithm, step_norm = chambolle_pock(operator, radius=radius, **steps), steps["step_norm"]
         optimum = theory.limit(algorithm, operator, truth[nontrivial], observation[nontrivial])
         vertices = int(optimum.vertex.sum())
         counts = {
@@ -95,6 +95,13 @@ def measure(
         truncated_at = [depth for depth in depths if depth in (1000, iterations)] or depths[-1:]
         rows = theory.fidelity(algorithm, operator, y, x, depths, decades(1, iterations), truncated_at)
         log.info("%s, %s: gradients at L = %s done", name, step_norm, ", ".join(map(str, depths)))
+        options = {**steps, "radius": radius}
+        limit = limit_gradient(operator, x, y, options)
+        compared_modes = [
+            {"l": depth, **row}
+            for depth in COMPARED_AT if depth <= iterations
+            for row in compared(operator, x, y, modes, limit, depth, 1, options).reset_index().to_dict("records")
+        ]  # fmt: skip
         found = {
             "counts": [counts],
             "settling": [
@@ -104,6 +111,7 @@ def measure(
             "decay": norms,
             "fits": [{**row, "frame": numbers[row["frame"]]} for row in fits],
             "fidelity": rows,
+            "modes": compared_modes,
         }
         for part, own in found.items():
             tables[part] += [{"operator": name, "step_norm": step_norm, **row} for row in own]

@@ -5,6 +5,7 @@ Most functions return rows of tidy tables, which `pdunroll theory` writes for th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
@@ -16,10 +17,11 @@ from torch import Tensor
 
 from pdunroll.core.chambolle_pock import ChambollePock, Iterate
 from pdunroll.core.engine import engine_for
-from pdunroll.core.gradients import Full, Truncated
+from pdunroll.core.gradients import Full
 from pdunroll.core.implicit import multipliers
 from pdunroll.core.problem import PRIMAL_MASKS, Masks
 from pdunroll.core.solve import Solution, solve
+from pdunroll.core.truncated import Truncated
 
 Row = dict[str, Any]
 
@@ -50,9 +52,12 @@ def limit(algorithm: ChambollePock, operator: Tensor, truth: Tensor, observation
 
 
 def compare(name: str, gradient: Tensor, reference: Tensor) -> dict[str, float]:
-    """Return the relative error and the cosine of a gradient to a reference, as `<name>_error` and `<name>_cosine`."""
+    """Return the relative error and the cosine of a gradient to a reference, as `<name>_error` and `<name>_cosine`.
+
+    They are NaN where a norm is 0.
+    """
     dot = float((gradient * reference).sum())
-    norms = float(gradient.norm()), float(reference.norm())
+    norms = float(gradient.norm()) or math.nan, float(reference.norm()) or math.nan
     return {
         f"{name}_error": float((gradient - reference).norm()) / norms[1],
         f"{name}_cosine": dot / (norms[0] * norms[1]),

@@ -5,6 +5,7 @@ results.txt and to figures/, as png and svg, each function below with the decora
     regimes           Figure 3
     interpretability  Figure 4
     bump              the curves of Figure 4 for one L of regime 1, for each norm of the step sizes
+    speed             the error at the optimum against the iterations that come close to it, a point for each training
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from pdunroll.errors import InputError
+from pdunroll.evaluation.convergence import convergence_iterations
 from pdunroll.evaluation.tables import read_provenance, read_results
 from pdunroll.files import atomic
 from pdunroll.report import registry
+from pdunroll.report.goal import goal
 from pdunroll.report.panels import (
     finish_curves,
     label_errors,
@@ -31,7 +34,7 @@ from pdunroll.report.panels import (
     trained,
 )
 from pdunroll.report.style import save, set_style
-from pdunroll.training.run_key import RunKey, Setting, after_training_iterations, by_operator, settings_in
+from pdunroll.training.run_key import MASK_TITLES, RunKey, Setting, after_training_iterations, by_operator, settings_in
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -78,7 +81,8 @@ def draw(
             *(given[name] for name in drawing.tables), **{name: options[name] for name in drawing.options}
         )
         save(figure, folder / drawing.stem, origin)
-    lines = [summary(*tables.values()), origin, *(f"{folder}/{drawing.stem}.png, .svg" for drawing in drawings)]
+    results = [summary(*tables.values()), *goal(evaluation, tables["optima"])]
+    lines = [*results, origin, *(f"{folder}/{drawing.stem}.png, .svg" for drawing in drawings)]
     with atomic(folder / "results.txt") as temporary:
         temporary.write_text("\n".join(lines) + "\n")
     return lines
@@ -260,6 +264,54 @@ def mark_optimum(ax: Axes, optima: list[Row], last: int, colour: str) -> None:
     """Draw a stroke at the right end: the error of the certified optimum, mean over seeds."""
     if optima:
         ax.plot(1.25 * last, fmean(row["optimum_mse"] for row in optima), marker="_", markersize=9, color=colour)
+
+
+@registry.figure(
+    "figures/speed",
+    "Test error at the optimum against the iterations until within 1 % of it, for every training",
+    tables=("evaluation", "optima"),
+    every_norm=True,
+)
+def speed(evaluation: list[Row], optima: list[Row]) -> Figure:
+    """Draw every training as a point: N1, the iterations until within 1 % of the optimum's error, and that error.
+
+    A panel for each mask; markers are filled for spectral step sizes, and the numbers beside them are L in training.
+    Trainings whose curves do not come that close stand at the last number of iterations, with a ">".
+    """
+    import matplotlib.pyplot as plt
+
+    last = max(row["l_inference"] for row in evaluation)
+    found, errors = convergence_iterations(evaluation, optima), by_operator(optima, "optimum_mse")
+    masks = sorted({setting.primal_mask for setting in settings_in(optima)})
+    size = (max(7.5, 1.2 + 4.6 * len(masks)), 5.2)
+    figure, axes = plt.subplots(
+        1, len(masks), figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained"
+    )
+    for ax, mask in zip(axes[0], masks, strict=True):
+        for number, mode in enumerate(modes(trained(optima))):
+            look = style(mode, number)
+            for norm in sorted({setting.step_norm for setting in settings_in(optima)}):
+                keys = [RunKey.from_row(row) for row in pick(optima, Setting(mask, norm), mode)]
+                for key in keys:
+                    text = f"{key.l_training}" if found[key] else f"> {key.l_training}"
+                    point = found[key] or last, errors[key]
+                    ax.annotate(text, point, xytext=(4, 3), textcoords="offset points", fontsize=6, color="0.4")
+                ax.plot(
+                    [found[key] or last for key in keys], [errors[key] for key in keys], linestyle="none", markersize=6,
+                    markerfacecolor=look["color"] if norm == "spectral" else "none", label=f"{mode.label}, {norm}",
+                    **look,
+                )  # fmt: skip
+        untrained = [key for key in found if not key.trained]
+        points = [found[key] or last for key in untrained], [errors[key] for key in untrained]
+        ax.plot(*points, "*", color="0.4", label="DCT (untrained)")
+        ax.set_title(MASK_TITLES.get(mask, mask))
+        ax.set_xscale("log")
+        ax.set_yscale("log")
+        ax.set_xlabel("N1: iterations until within 1 % of the optimum's error")
+    axes[0, 0].set_ylabel(r"test MSE at the optimum, $10^{-3}$")
+    finish_curves(figure, list(axes[0]))
+    figure.suptitle("Interpretability and speed: one point a training (numbers: L; filled: spectral step sizes)")
+    return figure
 
 
 def summary(evaluation: list[Row], optima: list[Row], training: list[Row]) -> str:

@@ -114,17 +114,19 @@ def results(experiment: Experiment) -> str:
     seconds = by_operator(experiment.training, "seconds")
     optimum = by_operator(experiment.optima, "optimum_mse")
     ends = by_operator((row for row in experiment.evaluation if row["l_inference"] == last), "mse")
-    rows = [
-        {
+    groups: dict[str, list[Row]] = {}
+    for key, mse in ends.items():
+        untrained = "quantized" if key.backprop == "none" else f"DCT, {key.step_norm}"
+        row = {
             **key.columns,
+            "label": key.mode.label if key.trained else untrained,
             "classical": classical.get(key),
             "last": mse,
             "optimum": optimum.get(key),
             "seconds": seconds.get(key),
         }
-        for key, mse in ends.items()
-    ]
-    return rendered("results.html", results=rows)
+        groups.setdefault(", ".join(key.setting.titles) if key.trained else "Without training", []).append(row)
+    return rendered("results.html", groups=groups, last=last)
 
 
 @section("more", "More figures")
@@ -147,7 +149,7 @@ def speech(experiment: Experiment) -> str:
     """Show the scores of the restorations, and sentences to listen to."""
     found: dict[tuple, Row] = {}
     for row in experiment.table("quality_summary", "quality"):
-        key = {part: row[part] for part in ("restoration", "primal_mask", "step_norm")}
+        key = {part: row.get(part) for part in ("restoration", "shifts", "primal_mask", "step_norm")}
         entry = found.setdefault((*key.values(), row.get("run")), {**key, "metrics": {}})
         entry["metrics"][row["metric"]] = row
     return rendered(
@@ -200,17 +202,24 @@ def training_curves(runs: Path) -> str:
         panels.setdefault((*key.setting.order, key.backprop), []).append((key.l_training or 0, table))
     if not panels:
         return ""
-    size = (1.0 + 2.9 * len(panels), 3.0)
-    figure, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False, layout="constrained")
+    columns = min(4, len(panels))
+    rows = -(-len(panels) // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(1.0 + 2.9 * columns, 2.8 * rows), sharey=True, squeeze=False, layout="constrained"
+    )
     depths = sorted({depth for lines in panels.values() for depth, _ in lines})
-    for axis, (key, lines) in zip(axes[0], sorted(panels.items()), strict=True):
+    flat = list(axes.ravel())
+    for axis in flat[len(panels) :]:
+        axis.remove()
+    for axis, (key, lines) in zip(flat, sorted(panels.items()), strict=False):
         for depth, table in sorted(lines, key=lambda line: line[0]):
             colour = plt.get_cmap("viridis")(0.9 * depths.index(depth) / max(1, len(depths) - 1))
             steps, errors = ([row[column] for row in table] for column in ("step", "validation_mse"))
             axis.plot(steps, errors, color=colour, label=f"L = {depth}")
         axis.set(title=f"{key[2]}\n{key[1]}, {key[0]}", xlabel="step")
-    axes[0][0].set_ylabel("validation MSE")
-    axes[0][-1].legend(fontsize=7)
+    for row in axes:
+        row[0].set_ylabel("validation MSE")
+    flat[len(panels) - 1].legend(fontsize=7)
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     plt.close(figure)

@@ -74,6 +74,26 @@ def fidelity(rows: list[Row]) -> Figure:
     return figure
 
 
+@registry.figure("theory/modes", "The modes of backpropagation beside each other", tables=("modes",))
+def modes(rows: list[Row]) -> Figure:
+    """Draw the cosine of each mode's gradient to the exact limit, its time and its memory, for each operator and L."""
+    figure, axes, names = panels(rows, 3, sharey=True)
+    labels = list(dict.fromkeys(row["mode"] for row in rows))
+    quantities = {"limit_cosine": "cosine to the limit", "seconds": "seconds, both passes", "kept_bytes": "bytes kept"}
+    for line, name in zip(axes, names, strict=True):
+        for ax, (quantity, title) in zip(line, quantities.items(), strict=True):
+            for depth, colour in zip(sorted({row["l"] for row in rows}), (DARK, LIGHT), strict=False):
+                some = [row for row in rows if row["operator"] == name and row["l"] == depth]
+                heights = [labels.index(row["mode"]) for row in some]
+                ax.plot([row[quantity] for row in some], heights, "o", color=colour, label=f"L = {depth:,}")
+            ax.set(title=f"{name}\n{title}", xscale="linear" if quantity == "limit_cosine" else "log")
+        line[0].set(xlim=(-0.25, 1.05), yticks=range(len(labels)), yticklabels=labels, ylim=(len(labels) - 0.5, -0.5))
+    axes[0][0].legend(fontsize=7)
+    figure.set_figheight((1.2 + 0.22 * len(labels)) * len(names) + 0.6)
+    figure.suptitle("How close the modes of backpropagation come to the exact limit, and what they cost")
+    return figure
+
+
 @registry.figure("theory/decay", "The backward recursion, counted backwards", tables=("decay", "fits"))
 def decay(rows: list[Row], fits: list[Row]) -> Figure:
     """Draw the norms in the backward recursion, counted backwards, for each mask (columns) and operator (rows)."""

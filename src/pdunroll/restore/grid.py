@@ -36,7 +36,7 @@ class Grid:
         count: the number of levels from the lowest to the highest.
         shift: from a level to the middle of its cell, in steps.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from pdunroll.restore.grid import mid_rise
         >>> grid = mid_rise(bits=2)
@@ -97,7 +97,7 @@ def infer_grid(levels: NDArray, counts: NDArray, rounding: float) -> Grid | None
         counts: how many samples have each of them, (k,).
         rounding: the error that storage may have made in the levels, such as one unit of 16-bit samples.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from pdunroll.restore.grid import infer_grid
         >>> print(infer_grid(np.array([-0.6, -0.2, 0.2, 0.6]), np.array([1, 3, 4, 1]), rounding=1e-9))

@@ -1,4 +1,4 @@
-"""Trained operators as files of their own, with their provenance; one comes with the package.
+"""Trained operators as files of their own, with their provenance; two come with the package.
 
 An operator file is an npz with `operator`, K (m, n) in float32, and `provenance`, a JSON object as a string. To make
 one from a finished training:
@@ -24,6 +24,7 @@ from pdunroll.training.run_folder import OPERATOR, RECORD
 from pdunroll.training.schema import Provenance, Record
 
 SHIPPED = Path(str(resources.files("pdunroll.restore") / "operator.npz"))
+LISTENING = SHIPPED.with_name("listening.npz")
 
 
 class Operator(NamedTuple):
@@ -40,7 +41,7 @@ def load(path: str | Path) -> Operator:
         InputError: naming the file if it is missing or damaged, or if it holds no finite matrix of floating-point
             numbers.
 
-    Example:
+    Examples:
         >>> from pdunroll.restore import operator_file
         >>> matrix, provenance = operator_file.load(operator_file.SHIPPED)
         >>> matrix.shape, provenance["bits"], provenance["sample_rate"]

@@ -213,7 +213,7 @@ class Distortion:
     Args:
         channels: how many there are.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from pdunroll.restore.recordings import Distortion
         >>> score = Distortion(channels=1)

@@ -1,10 +1,12 @@
 """Restore a recording of low bit depth, as `python -m pdunroll restore in.wav out.wav` does.
 
-Every channel is cut into frames of n samples, and every frame becomes the certified optimum of
+Every channel is cut into frames of n samples, overlapping ones (`pdunroll.speech.overlap`), and the result is the mean
+of what the frames give. For accuracy, every frame becomes a certified optimum of
 
     argmin_y ||K y||_1   subject to   y in the quantization cells of the recording
 
-with the learned operator K (m, n). The decisions and their reasons:
+with the learned operator K (m, n). For listening, it is what a few iterations towards that optimum give: PESQ is
+highest there and lower at the optimum, where SDR is highest. The decisions and their reasons:
 
 - A recording is processed at its own rate. Resampling would mix samples and lose their cells, which are all that is
   known for certain. At rates other than the operator's, a frame has another duration than those of the training.
@@ -12,8 +14,7 @@ with the learned operator K (m, n). The decisions and their reasons:
   those of `pdunroll.quantize` instead.
 - The optimum scales with the cells, so one operator serves all bit depths and volumes. Frames are solved in units in
   which a cell is as wide as at 4 bits, so that rounding errors do not depend on the volume. The gain does depend on the
-  bit depth: on eight IEEE test sentences SDR rose by 7.6, 6.4, 4.7, 2.5, 0.1 dB at 2, 3, 4, 5, 6 bits and fell by
-  3.3 dB at 8. A note says so where a recording has many levels.
+  bit depth (docs/restore.md). A note says so where a recording has many levels.
 - A short last frame is filled with the samples before it, whose results are dropped, so that all its samples are true
   ones in true cells. A recording shorter than a frame is mirrored at its start, as the DCT continues its frames.
 - The output format must have numbers in the cells: 32-bit float (.wav) or 24 bit (.flac).
@@ -23,7 +24,6 @@ from __future__ import annotations
 
 import os
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -33,33 +33,44 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from pdunroll.core.solve import solve
-from pdunroll.errors import InputError, require_integer
+from pdunroll.errors import InputError, require_integer, require_positive
 from pdunroll.files import atomic
 from pdunroll.processes import printable
 from pdunroll.restore import operator_file, recordings
 from pdunroll.restore.grid import Grid
 from pdunroll.restore.recordings import Distortion, Recording
+from pdunroll.restore.solvers import ITERATIONS, RADIUS, TOLERANCE, Solver, for_accuracy, for_listening
+from pdunroll.speech.overlap import averaged, frame_count
 
 BLOCK = 128  # frames that are solved together
-TOLERANCE = 1e-6  # relative duality gap
-FEW_LEVELS = 64  # those of 6 bits; with more, nothing is gained on speech
-RADIUS = 1 / 16  # half a cell, in the units in which frames are solved
+SHIFTS = 8  # grids of frames; 16 gain less than 0.1 dB more for twice the time (docs/restore.md)
+FEW_LEVELS = 64  # those of 6 bits; with more, little is gained on speech
 
 Score = tuple[str, float, float]  # a measure, its value for the input and for the result in dB
 
 
 def restore_file(
-    path: Path, output: Path, *, operator: Path | None = None, bits: int | None = None, reference: Path | None = None
+    path: Path,
+    output: Path,
+    *,
+    operator: Path | None = None,
+    bits: int | None = None,
+    reference: Path | None = None,
+    listening: bool = False,
+    shifts: int | None = None,
+    tolerance: float | None = None,
 ) -> None:
     """Restore a recording and print a summary.
 
     Args:
         path: the recording, in any format that libsndfile reads.
         output: the result, a .wav (32-bit float) or .flac (24 bit) in an existing folder.
-        operator: an operator file, or the operator.npy of a training; by default the one that comes with the package.
+        operator: an operator file, or the operator.npy of a training; by default one that comes with the package.
         bits: take the cells of `pdunroll.quantize` with this number of bits, 1 to 16, instead of inferring them.
         reference: the recording before quantization, to print the SDR against it.
+        listening: run a few iterations only, for the highest PESQ, instead of solving to the optimum.
+        shifts: the number of grids of frames to average over, 1 to n; by default `SHIFTS`.
+        tolerance: the relative duality gap of each frame, > 0; by default `TOLERANCE`.
 
     Raises:
         InputError: naming the file or option at fault.
@@ -67,8 +78,14 @@ def restore_file(
     torch.set_num_threads(1)  # for matrices as small as these, several threads only wait for each other
     if bits is not None:
         require_integer("--bits", bits, 1, 16)
+    if tolerance is not None:
+        require_positive("--tolerance", tolerance)
+        if listening:
+            raise InputError("--tolerance needs --for accuracy; for listening, frames are not solved to the optimum")
     check_output(output, (path, operator, reference), tuple(recordings.SUBTYPES))
-    K, provenance = operator_file.load(operator or operator_file.SHIPPED)
+    shipped = operator_file.LISTENING if listening else operator_file.SHIPPED
+    K, provenance = operator_file.load(operator or shipped)
+    shifts = min(SHIFTS, K.shape[1]) if shifts is None else require_integer("--shifts", shifts, 1, K.shape[1])
     recording = recordings.scan(path)
     grids = recordings.cells(recording, bits)
     recordings.require_storable(grids, output)
@@ -78,14 +95,18 @@ def restore_file(
         recordings.require_same_shape(truth, recording)
     print_cells(recording, grids)
     print(f"operator: {operator or 'of pdunroll'}, {K.shape[0]} x {K.shape[1]}, {origin(provenance, recording.rate)}")
+    matrix, tolerance = torch.from_numpy(K), tolerance or TOLERANCE
+    solver = for_listening(matrix) if listening else for_accuracy(matrix, tolerance)
     start = time.perf_counter()
-    gaps, scores = write(recording, output, K, grids, truth)
+    gaps, scores = write(recording, output, solver, grids, truth, n=K.shape[1], shifts=shifts)
     seconds = (time.perf_counter() - start) * recording.rate / recording.samples
-    certified = sum(gap <= TOLERANCE for gap in gaps)
-    print(
-        f"{certified} of {len(gaps)} frames certified to a relative duality gap of {TOLERANCE:g} "
-        f"(largest gap {max(gaps):.1e}), {seconds:.2f} s for a second of audio"
-    )
+    if listening:
+        found = f"{ITERATIONS} iterations for each of {len(gaps)} frames, for listening (median gap"
+        found = f"{found} {np.median(gaps):.1e}, not certified)"
+    else:
+        found = f"{sum(gap <= tolerance for gap in gaps)} of {len(gaps)} frames certified to a relative duality gap of"
+        found = f"{found} {tolerance:g} (largest gap {max(gaps):.1e})"
+    print(f"{found}, {seconds:.2f} s for a second of audio")
     for measure, before, after in scores:
         print(f"{measure:<6}  input {before:6.2f} dB, restored {after:6.2f} dB, gain {after - before:+.2f} dB")
     print(output)
@@ -123,16 +144,25 @@ def origin(provenance: dict[str, Any], rate: int) -> str:
 
 
 def write(
-    recording: Recording, output: Path, K: NDArray, grids: list[Grid], truth: Recording | None
+    recording: Recording,
+    output: Path,
+    solver: Solver,
+    grids: list[Grid],
+    truth: Recording | None,
+    *,
+    n: int,
+    shifts: int,
 ) -> tuple[list[float], list[Score]]:
     """Restore a recording block by block.
 
     Args:
         recording: the recording.
         output: the file to write.
-        K: the operator, (m, n).
+        solver: what restores frames.
         grids: that of each channel.
         truth: the recording before quantization.
+        n: samples in a frame.
+        shifts: the number of grids of frames to average over.
 
     Returns:
         The relative duality gap of each frame and, given the truth, the scores.
@@ -140,31 +170,36 @@ def write(
     Raises:
         InputError: if the output cannot be written.
     """
-    n, channels = K.shape[1], recording.channels
-    size = n * max(1, BLOCK // channels)
+    channels = recording.channels
+    size = n // shifts * max(1, BLOCK // channels)
     gaps: list[float] = []
     quantized, restored = Distortion(channels), Distortion(channels)
-    truths = None if truth is None else truth.blocks(size)
-    before = np.empty((0, channels))
+    blocks = recording.blocks(size)
+    if truth is not None:  # as further channels, which are not restored
+        blocks = (np.concatenate(both, axis=1) for both in zip(blocks, truth.blocks(size), strict=True))
+    frames = channels * frame_count(recording.samples, n, shifts)
     try:
         with (
             atomic(output) as temporary,
             recordings.writing(temporary, output.suffix.lower(), recording.rate, channels) as file,
-            tqdm(total=channels * -(-recording.samples // n), unit="frame", desc=printable(output.name)) as bar,
+            tqdm(total=frames, unit="frame", desc=printable(output.name)) as bar,
         ):
-            for samples in recording.blocks(size):
-                result, found = restore(K, before, samples, grids)
-                file.write(recordings.storable(samples, grids, result, file.subtype))
-                before = samples[-n:]
-                gaps += found
+
+            def restored_frames(block: NDArray) -> NDArray:
+                result, found = restore(solver, block[:, :channels], grids)
+                gaps.extend(found)
                 bar.update(len(found))
-                if truths is not None:
-                    clean = next(truths)
+                return result
+
+            for samples, result in averaged(blocks, n, shifts, restored_frames):
+                samples, clean = samples[:, :channels], samples[:, channels:]
+                file.write(recordings.storable(samples, grids, result, file.subtype))
+                if truth is not None:
                     quantized.add(clean, samples)
                     restored.add(clean, result)
     except (OSError, soundfile.LibsndfileError) as error:
         raise InputError(f"{output} cannot be written ({error}); give another output") from None
-    if truths is None:
+    if truth is None:
         return gaps, []
     return gaps, [
         ("SDR", quantized.sdr(), restored.sdr()),
@@ -172,32 +207,9 @@ def write(
     ]
 
 
-def restore(K: NDArray, before: NDArray, samples: NDArray, grids: list[Grid]) -> tuple[NDArray, list[float]]:
-    """Restore one block of samples to the optima of its frames.
-
-    Args:
-        K: the operator, (m, n).
-        before: the n samples before the block, or none, (n or 0, channels); they fill a short last frame.
-        samples: the block, (N, channels).
-        grids: that of each channel.
-
-    Returns:
-        The restored samples, (N, channels), and the relative duality gap of each frame.
-    """
-    n, (N, channels) = K.shape[1], samples.shape
+def restore(solver: Solver, frames: NDArray, grids: list[Grid]) -> tuple[NDArray, list[float]]:
+    """Restore frames (B, channels, n), given the grid of each channel; return them and their relative duality gaps."""
     units = np.array([grid.radius / RADIUS for grid in grids])  # in which frames are solved; middle cells stay exact
-    joined = np.concatenate((before, samples))
-    x = 2.0 * RADIUS * np.stack([grid.middles(column) for grid, column in zip(grids, joined.T, strict=True)], axis=1)
-    whole, rest = divmod(N, n)
-    frames = x[len(before) : len(before) + whole * n].reshape(whole, n, channels)
-    if rest:
-        last = x[-n:]
-        last = np.pad(last, ((n - len(last), 0), (0, 0)), mode="symmetric")
-        frames = np.concatenate((frames, last[None]))
-    observation = torch.from_numpy(frames.transpose(0, 2, 1).reshape(-1, n))
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".* frames are not certified")  # the summary counts them
-        found = solve(torch.from_numpy(K), observation, radius=RADIUS, tolerance=TOLERANCE)
-    y = found.primal.numpy().reshape(-1, channels, n).transpose(0, 2, 1)
-    result = np.concatenate((y[:whole].reshape(-1, channels), y[whole:, n - rest :].reshape(-1, channels)))
-    return result * units, found.gap.tolist()
+    x = 2.0 * RADIUS * np.stack([grid.middles(frames[:, number]) for number, grid in enumerate(grids)], axis=1)
+    found = solver(torch.from_numpy(x.reshape(-1, x.shape[2])))
+    return found.frames.numpy().reshape(x.shape) * units[:, None], found.gap.tolist()

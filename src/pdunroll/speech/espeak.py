@@ -47,7 +47,7 @@ _SYNCHRONOUS, _DO_NOT_EXIT, _UTF8 = 2, 0x8000, 1  # constants of speak_lib.h
 def compose(generator: random.Random) -> str:
     """Return a sentence of random words.
 
-    Example:
+    Examples:
         >>> import random
         >>> from pdunroll.speech.espeak import compose
         >>> compose(random.Random(0))

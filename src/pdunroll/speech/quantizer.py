@@ -26,7 +26,7 @@ def radius(bits: int) -> float:
     Raises:
         InputError: for bits out of range.
 
-    Example:
+    Examples:
         >>> from pdunroll.speech.quantizer import radius
         >>> radius(4)
         0.0625
@@ -68,7 +68,7 @@ def quantize(signal: ArrayLike | Tensor, bits: int) -> Any:
         InputError: for NaN or infinite samples, for samples that are no floating-point numbers, and for bits out of
             range.
 
-    Example:
+    Examples:
         >>> import pdunroll
         >>> pdunroll.quantize([-1.0, -0.3, 0.0, 0.9], bits=2)
         array([-0.75, -0.25,  0.25,  0.75])

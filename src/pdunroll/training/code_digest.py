@@ -56,7 +56,7 @@ def _source(module: str) -> str:
             found = importlib.util.find_spec(module)
         except (ImportError, ValueError):  # of a package that is not there, of no name at all
             found = None
-        if found is None or not str(found.origin).endswith(".py"):
+        if found is None or found.origin is None or not found.origin.endswith(".py"):
             raise InputError(f"the module {module!r} of a _target_ has no source file; give one that has")
         path = Path(found.origin)
     return path.read_text(encoding="utf-8")

@@ -27,6 +27,7 @@ class FrameData(pl.LightningDataModule):
         train_frames: frames drawn for each pass; all if None.
         validation_frames: frames drawn once for validation; all if None.
         validations_per_epoch: validations in each pass.
+        numbered: whether training batches have the numbers of their frames, (batch_size,), as a third part.
     """
 
     def __init__(
@@ -40,13 +41,16 @@ class FrameData(pl.LightningDataModule):
         train_frames: int | None = None,
         validation_frames: int | None = 1024,
         validations_per_epoch: int = 1,
+        numbered: bool = False,
     ) -> None:
         super().__init__()
-        self.batch_size, self.seed, self.shuffle_buffer = batch_size, seed, shuffle_buffer
+        self.batch_size, self.seed, self.shuffle_buffer, self.numbered = batch_size, seed, shuffle_buffer, numbered
         self.train, self.validation = (
             TensorDataset(torch.from_numpy(frames.truth), torch.from_numpy(frames.observation))
             for frames in (train, validation)
         )
+        if numbered:
+            self.train = TensorDataset(*self.train.tensors, torch.arange(len(self.train)))
         self.frames_per_pass = min(len(self.train), train_frames or len(self.train))
         self.steps_per_pass = math.ceil(self.frames_per_pass / batch_size)
         self.validations_per_pass = min(validations_per_epoch, self.steps_per_pass)
@@ -54,6 +58,7 @@ class FrameData(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Return the batches up to the next validation; Lightning asks anew for each of these parts of a pass."""
+        assert self.trainer is not None
         number, part = divmod(self.trainer.current_epoch, self.validations_per_pass)
         order = shuffled(len(self.train), self.shuffle_buffer, seed=(self.seed << 20) + number)[: self.frames_per_pass]
         first, last = (p * self.steps_per_pass // self.validations_per_pass for p in (part, part + 1))

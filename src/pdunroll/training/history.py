@@ -6,14 +6,11 @@ import logging
 import math
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytorch_lightning as pl
 
 from pdunroll.files import write_table
-
-if TYPE_CHECKING:
-    from pdunroll.training.module import UnrolledTraining
 
 log = logging.getLogger(__name__)
 
@@ -35,12 +32,12 @@ class History(pl.Callback):
         """Take up what a checkpoint kept."""
         self.rows, self.seconds = state_dict["rows"], state_dict["seconds"]
 
-    def on_exception(self, trainer: pl.Trainer, module: UnrolledTraining, exception: BaseException) -> None:
+    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
         """Raise an interrupt again, of which Lightning would make a status of its own."""
         if isinstance(exception, KeyboardInterrupt):
             raise exception  # Lightning would make a status of its own of it
 
-    def on_fit_start(self, trainer: pl.Trainer, module: UnrolledTraining) -> None:
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Log the rows of before an interruption, since loggers are new."""
         for row in self.rows:  # of a training that goes on, whose loggers are new
             self._log(trainer, row)
@@ -48,20 +45,20 @@ class History(pl.Callback):
     def _log(self, trainer: pl.Trainer, row: dict[str, float]) -> None:
         known = {key: value for key, value in row.items() if not math.isnan(value)}
         for logger in trainer.loggers:
-            logger.log_metrics(known, step=row["step"])
+            logger.log_metrics(known, step=int(row["step"]))
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, module: UnrolledTraining) -> None:
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Start the clock."""
         self._since = time.perf_counter()
 
-    def on_validation_start(self, trainer: pl.Trainer, module: UnrolledTraining) -> None:
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Stop the clock."""
         if not trainer.sanity_checking:
             self.seconds += time.perf_counter() - self._since
 
-    def on_validation_end(self, trainer: pl.Trainer, module: UnrolledTraining) -> None:
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Write, log and print the row of this validation."""
-        row = {"step": module.global_step, **module.latest, "seconds": self.seconds}
+        row = {"step": pl_module.global_step, **pl_module.latest, "seconds": self.seconds}
         self.rows.append(row)
         write_table(self.path, self.rows)
         self._log(trainer, row)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import pytorch_lightning as pl
 import torch
@@ -16,11 +17,14 @@ from torch import Tensor
 from pdunroll.core.chambolle_pock import largest_entry, spectral_norm
 from pdunroll.core.gradients import Backprop, Full
 from pdunroll.errors import DivergenceError, InputError
+from pdunroll.training.data import FrameData
 from pdunroll.training.history import History
 from pdunroll.training.network import UnrolledNetwork
+from pdunroll.training.objectives import AtDepth, KeptPairs, Objective
 
 LARGEST = 1e8  # entry of K; the largest must exceed 1 / LARGEST, too: beyond, float32 and Adam's epsilon give out
 TOLERATED = 1.5  # times the validation MSE at the start
+Described = TypeVar("Described", Backprop, Objective)
 
 
 class UnrolledTraining(pl.LightningModule):
@@ -38,8 +42,10 @@ class UnrolledTraining(pl.LightningModule):
         radius: half a quantization step.
         iterations: L.
         backprop: the strategy, or what `described` returned for one; `Full()` if None.
+        objective: the loss, or what `described` returned for one; the error after L iterations if None.
         rows: m; n if None.
         step_ratio: see `pdunroll.unroll`, as for `extrapolation` and `step_norm`.
+        learned_steps: learn the step sizes, too; see `UnrolledNetwork`.
         extrapolation: theta.
         step_norm: the norm of K in the step sizes.
         learning_rate: of the first step.
@@ -49,7 +55,7 @@ class UnrolledTraining(pl.LightningModule):
         optimizer: called with the parameters and lr, returns the optimizer; Adam with `adam_epsilon` if None.
         schedule: called with the optimizer, returns what sets the rate of each step; the linear fall if None.
 
-    Example:
+    Examples:
         >>> import pdunroll
         >>> module = UnrolledTraining(frame_length=16, radius=1 / 16, iterations=10, backprop=pdunroll.Full())
         >>> module(torch.zeros(2, 16)).shape
@@ -60,6 +66,7 @@ class UnrolledTraining(pl.LightningModule):
     best_operator: Tensor
     best_mse: Tensor
     best_step: Tensor
+    best_steps: Tensor  # the learned step ratio and scale of `best_operator`, if they are learned
 
     def __init__(
         self,
@@ -68,8 +75,10 @@ class UnrolledTraining(pl.LightningModule):
         radius: float,
         iterations: int,
         backprop: Backprop | dict[str, Any] | None = None,
+        objective: Objective | dict[str, Any] | None = None,
         rows: int | None = None,
         step_ratio: float = 10.0,
+        learned_steps: bool = False,
         extrapolation: float = 1.0,
         step_norm: str = "frobenius",
         learning_rate: float = 1e-5,
@@ -81,27 +90,50 @@ class UnrolledTraining(pl.LightningModule):
     ) -> None:
         super().__init__()
         strategy = rebuilt(backprop) if isinstance(backprop, dict) else backprop or Full()
-        backprop = described(strategy)
+        self.objective = rebuilt(objective, Objective) if isinstance(objective, dict) else objective or AtDepth()
+        backprop, objective = described(strategy), described(self.objective)
         self.optimizer, self.schedule = optimizer, schedule
         self.save_hyperparameters(ignore=["optimizer", "schedule"])  # the arguments as they are now: plain data
         self.network = UnrolledNetwork(
             rows=rows or frame_length, frame_length=frame_length, radius=radius, iterations=iterations,
-            backprop=strategy, step_ratio=step_ratio, extrapolation=extrapolation, step_norm=step_norm,
+            backprop=strategy, step_ratio=step_ratio, learned_steps=learned_steps, extrapolation=extrapolation,
+            step_norm=step_norm,
         )  # fmt: skip
         self.register_buffer("first_mse", torch.tensor(math.inf, dtype=torch.float64))
         self.register_buffer("best_operator", self.network.operator.detach().clone())
         self.register_buffer("best_mse", torch.tensor(math.inf, dtype=torch.float64))
         self.register_buffer("best_step", torch.tensor(0))
-        self.sums: Counter[str] = Counter()  # since the last validation
+        if learned_steps:
+            self.register_buffer("best_steps", torch.zeros(2))
+        self.sums: Any = Counter()  # since the last validation
         self.latest: dict[str, float] = {}  # what was logged at the last validation, in float64
 
     def setup(self, stage: str) -> None:
-        """Refuse a precision in which the iteration is not defined."""
+        """Refuse a precision in which the iteration is not defined; make room for the pairs that are kept."""
         if self.trainer.precision not in ("32-true", "64-true"):
             raise InputError(
                 f"the Trainer's precision must be 32-true or 64-true, got {self.trainer.precision}: the masks compare "
                 "with bounds that lower precision rounds away"
             )
+        if stage == "fit" and self.objective.keeps_pairs and self.pairs is None:
+            data = getattr(self.trainer, "datamodule", None)
+            if not (isinstance(data, FrameData) and data.numbered):
+                raise InputError(f"{type(self.objective).__name__} needs FrameData(..., numbered=True) in the Trainer")
+            observation = data.train.tensors[1]
+            self.register_buffer("kept_primal", observation.clone())
+            self.register_buffer("kept_dual", observation.new_zeros(len(observation), len(self.network.operator)))
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Make room for the pairs that a checkpoint holds."""
+        for name in (f"kept_{part}" for part in KeptPairs._fields):
+            if name in checkpoint["state_dict"]:
+                self.register_buffer(name, torch.empty_like(checkpoint["state_dict"][name]))
+
+    @property
+    def pairs(self) -> KeptPairs | None:
+        """The pairs of all training frames, which are in the checkpoint; None where none are kept."""
+        found = dict(self.named_buffers())
+        return KeptPairs(found["kept_primal"], found["kept_dual"]) if "kept_primal" in found else None
 
     def configure_optimizers(self) -> Any:
         """Return the optimizer and the schedule of its rate, by default Adam with a linear fall.
@@ -109,13 +141,13 @@ class UnrolledTraining(pl.LightningModule):
         Raises:
             InputError: if either does not take its settings.
         """
-        first, last = self.hparams.learning_rate, self.hparams.final_learning_rate
-        decay = self.hparams.decay or self.trainer.estimated_stepping_batches
+        first, last = self.hparams["learning_rate"], self.hparams["final_learning_rate"]
+        decay = self.hparams["decay"] or self.trainer.estimated_stepping_batches
 
         def factor(step: int) -> float:
             return 1 + (last / first - 1) * min(step / decay, 1)
 
-        make = self.optimizer or partial(torch.optim.Adam, eps=self.hparams.adam_epsilon, fused=True)
+        make = self.optimizer or partial(torch.optim.Adam, eps=self.hparams["adam_epsilon"], fused=True)
         try:
             optimizer = make(self.network.parameters(), lr=first)
             schedule = (self.schedule or partial(torch.optim.lr_scheduler.LambdaLR, lr_lambda=factor))(optimizer)
@@ -127,40 +159,45 @@ class UnrolledTraining(pl.LightningModule):
         """Return y^L (B, n) for x (B, n)."""
         return self.network(observation)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
-        """Return half the squared error of a batch; raise `DivergenceError` where numbers give out."""
-        truth, observation = batch
+    def training_step(self, batch: tuple[Tensor, ...], batch_index: int) -> Tensor:
+        """Return the loss of a batch; raise `DivergenceError` where numbers give out."""
         if not 1 / LARGEST < (size := largest_entry(self.network.operator)) < LARGEST:
             raise self._diverged(f"largest entry of K {size:.3g}")
-        loss = 0.5 * (self._restored(observation) - truth).square().sum()
+        with self._blamed_on_the_rate():
+            loss = self.objective.loss(self.network, batch, self.global_step, self.pairs)
         if not math.isfinite(value := loss.item()):
             raise self._diverged(f"loss {value}")
-        self.sums.update(loss=value, samples=truth.numel())
+        self.sums.update(loss=value, samples=batch[0].numel())
         return loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Sum up gradient norms; raise `DivergenceError` where one is not finite."""
-        if not math.isfinite(norm := float(self.network.operator.grad.norm())):
+        gradient = self.network.operator.grad
+        assert gradient is not None
+        if not math.isfinite(norm := float(gradient.norm())):
             raise self._diverged(f"gradient norm {norm}")
         self.sums.update(gradient_norms=norm, steps=1)
 
-    def _restored(self, observation: Tensor) -> Tensor:
-        """Return y^L; before the first step no learning rate can be at fault for an error."""
+    @contextmanager
+    def _blamed_on_the_rate(self) -> Iterator[None]:
+        """Raise `DivergenceError` for bad input; before the first step no learning rate can be at fault."""
         try:
-            return self.network(observation)
+            yield
         except InputError as error:
             raise (error if self.global_step == 0 else self._diverged(str(error))) from None
 
     def _diverged(self, symptom: str) -> DivergenceError:
         return DivergenceError(
             f"training diverged at step {self.global_step} ({symptom}); lower optimization.learning_rate, "
-            f"which is {self.hparams.learning_rate:g}"
+            f"which is {self.hparams['learning_rate']:g}"
         )
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
         """Sum up the squared errors of a batch."""
         truth, observation = batch
-        squares, unrestored = (_squares(y - truth) for y in (self._restored(observation), observation))
+        with self._blamed_on_the_rate():
+            restored = self.objective.restore(self.network, observation)
+        squares, unrestored = (_squares(y - truth) for y in (restored, observation))
         self.sums.update(squares=squares, unrestored=unrestored, validated=truth.numel())
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
@@ -188,6 +225,8 @@ class UnrolledTraining(pl.LightningModule):
             self.best_mse.fill_(mse)
             self.best_step.fill_(step)
             self.best_operator.copy_(self.network.operator.detach())
+            if self.network.learned_steps:
+                self.best_steps.copy_(torch.stack([torch.as_tensor(step) for step in self.network.steps.values()]))
         self._log(mse)
 
     def on_train_epoch_end(self) -> None:
@@ -201,13 +240,14 @@ class UnrolledTraining(pl.LightningModule):
         self.latest = {
             "train_mse": 2 * sums["loss"] / sums["samples"] if sums["samples"] else math.nan,
             "validation_mse": validation_mse,
-            "learning_rate": self.optimizers().param_groups[0]["lr"] if self.trainer.optimizers else math.nan,
+            "learning_rate": self.trainer.optimizers[0].param_groups[0]["lr"] if self.trainer.optimizers else math.nan,
             "gradient_norm": sums["gradient_norms"] / sums["steps"] if sums["steps"] else math.nan,
             "operator_norm": spectral_norm(self.network.operator),
         }
         sums.clear()
         known = {name: value for name, value in self.latest.items() if not math.isnan(value)}
-        own = any(isinstance(part, History) for part in self.trainer.callbacks)  # writes to the loggers itself
+        callbacks = self.trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+        own = any(isinstance(part, History) for part in callbacks)  # writes to the loggers itself
         self.log_dict(known, logger=bool(self.trainer.loggers) and not own)
 
 
@@ -215,31 +255,31 @@ def _squares(errors: Tensor) -> float:
     return float(errors.double().square().sum())
 
 
-def described(strategy: Backprop) -> dict[str, Any]:
-    """Return a strategy as plain data: the class by its full name, with its settings.
+def described(strategy: Backprop | Objective) -> dict[str, Any]:
+    """Return a strategy or an objective as plain data: the class by its full name, with its settings.
 
-    Example:
+    Examples:
         >>> import pdunroll
         >>> rebuilt(described(pdunroll.Truncated(iterations=10)))
-        Truncated(primal_mask='active_set', iterations=10)
+        Truncated(primal_mask='active_set', iterations=10, damping=0.0)
     """
     settings = {part.name: getattr(strategy, part.name) for part in fields(strategy) if part.init}
     return {"_target_": _full_name(type(strategy)), **settings}
 
 
-def rebuilt(description: dict[str, Any]) -> Backprop:
-    """Return the strategy that `described` described; its class must have been imported, nothing else is run.
+def rebuilt(description: dict[str, Any], base: type[Described] = Backprop) -> Described:
+    """Return what `described` described; its class must have been imported, nothing else is run.
 
     Raises `InputError` if there is no such class.
     """
-    kinds, waiting = {}, [Backprop]
+    kinds, waiting = {}, [base]
     while waiting:
         kind = waiting.pop()
         kinds[_full_name(kind)] = kind
         waiting += kind.__subclasses__()
     settings = dict(description)
     if (name := settings.pop("_target_", None)) not in kinds:
-        raise InputError(f"no strategy {name} is known; import its module first")
+        raise InputError(f"no {base.__name__} {name} is known; import its module first")
     return kinds[name](**settings)
 
 

@@ -1,15 +1,28 @@
-"""The unrolled network: an nn.Module that holds the operator K, its only parameter."""
+"""The unrolled network: an nn.Module that holds what is learned, the operator K and possibly the step sizes."""
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import Tensor, nn
 
-from pdunroll.core.gradients import Backprop, unroll
+from pdunroll.core.chambolle_pock import Iterate, chambolle_pock
+from pdunroll.core.engine import engine_for, flush_denormals
+from pdunroll.core.gradients import Backprop, Scalar, unroll
 from pdunroll.core.problem import dct_operator
+from pdunroll.errors import InputError
+
+SCALE, LARGEST_SCALE = 0.99, 0.999  # where c starts if it is learned, and its bound
 
 
 class UnrolledNetwork(nn.Module):
-    """A^L(K, x) with learned K, (m, n), which starts as the orthonormal DCT-II."""
+    """A^L(K, x) with learned K, (m, n), which starts as the orthonormal DCT-II.
+
+    With `learned_steps` the step sizes sigma = r c / ||K|| and tau = c / (r ||K||) are learned, too, by the logarithm
+    of r and the logit of c / 0.999: sigma tau ||K||_2^2 < 1 whatever they are, so that the iteration converges. r
+    starts at `step_ratio` and c at 0.99.
+    """
 
     def __init__(
         self,
@@ -20,11 +33,21 @@ class UnrolledNetwork(nn.Module):
         iterations: int,
         backprop: Backprop,
         step_ratio: float = 10.0,
+        learned_steps: bool = False,
         extrapolation: float = 1.0,
         step_norm: str = "frobenius",
     ) -> None:
         super().__init__()
+        if learned_steps and "steps" not in backprop.inputs:
+            raise InputError(
+                f"network.learned_steps needs a gradient with respect to the step sizes, which "
+                f"{type(backprop).__name__} does not give; take full, lastiterations or truncated"
+            )
         self.operator = nn.Parameter(dct_operator(rows, frame_length))  # K (m, n)
+        self.learned_steps = learned_steps
+        if learned_steps:
+            self.log_ratio = nn.Parameter(torch.tensor(math.log(step_ratio)))
+            self.scale_logit = nn.Parameter(torch.tensor(math.log(SCALE / (LARGEST_SCALE - SCALE))))
         self.radius = radius
         self.iterations = iterations  # L
         self.backprop = backprop
@@ -32,15 +55,46 @@ class UnrolledNetwork(nn.Module):
         self.extrapolation = extrapolation
         self.step_norm = step_norm
 
-    def forward(self, observation: Tensor) -> Tensor:
-        """X (B, n) -> y^L (B, n)."""
+    @property
+    def steps(self) -> dict[str, Scalar]:
+        """The step sizes as `unroll` takes them: the ratio r and, if they are learned, the scale c."""
+        if not self.learned_steps:
+            return {"step_ratio": self.step_ratio}
+        return {"step_ratio": self.log_ratio.exp(), "step_scale": LARGEST_SCALE * self.scale_logit.sigmoid()}
+
+    def forward(
+        self, observation: Tensor, *, iterations: int | None = None, backprop: Backprop | None = None,
+        step_norm: str | None = None, start: Iterate | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Return y^L (B, n) for x (B, n).
+
+        Args:
+            observation: x.
+            iterations: a number of iterations other than L.
+            backprop: another strategy.
+            step_norm: another norm of the step sizes.
+            start: the iterate to go on from.
+        """
         return unroll(
             self.operator,
             observation,
             radius=self.radius,
-            iterations=self.iterations,
-            backprop=self.backprop,
-            step_ratio=self.step_ratio,
+            iterations=iterations or self.iterations,
+            backprop=backprop or self.backprop,
             extrapolation=self.extrapolation,
-            step_norm=self.step_norm,
+            step_norm=step_norm or self.step_norm,
+            start=None if start is None else (start.primal, start.dual),
+            **self.steps,
         )
+
+    @torch.no_grad()
+    def advanced(self, observation: Tensor, primal: Tensor, dual: Tensor, count: int) -> Iterate:
+        """Return the iterate `count` iterations after y (B, n) and psi (B, m), for x (B, n), without a gradient."""
+        operator = self.operator.detach()
+        steps = {name: float(value) for name, value in self.steps.items()}
+        algorithm = chambolle_pock(
+            operator, radius=self.radius, extrapolation=self.extrapolation, step_norm=self.step_norm, **steps
+        )
+        with flush_denormals():
+            start = Iterate(dual, dual, primal, primal, primal)
+            return engine_for(algorithm, operator).iterate(operator, observation, count, start)

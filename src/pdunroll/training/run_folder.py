@@ -35,10 +35,12 @@ from pdunroll.training.schema import Record
 log = logging.getLogger(__name__)
 
 RECORD, OPERATOR = "run.json", "operator.npy"
+STRATEGIES = "core.gradients", "core.implicit", "core.last_iterations", "core.piggyback", "core.truncated"
+STEPS = "step_ratio", "step_scale"  # in the results of a training that learned its step sizes
 
 
 def identify(settings: dict[str, Any], prepared: Path) -> dict[str, Any]:
-    """Return what a training depends on: its scientific settings, its data, its strategy's code and the package's.
+    """Return what a training depends on: its scientific settings, its data, the code of its classes and the package's.
 
     Raises `InputError` if the frames in `prepared` were made with other settings.
     """
@@ -49,19 +51,21 @@ def identify(settings: dict[str, Any], prepared: Path) -> dict[str, Any]:
                 f"{prepared} was prepared with data.{key}={manifest['settings'][key]}, not {value}; "
                 f"run `{command('prepare')}` first"
             )
-    strategy = strategy_code(settings["backprop"])
+    classes = [settings["backprop"]["strategy"], settings.get("objective", {}).get("loss")]
+    strategy = foreign_code([node["_target_"] for node in classes if node])
     return {"settings": settings, "data": manifest["digest"], "strategy": strategy, "code": training_code()}
 
 
 def training_code() -> str:
     """Return a digest of the code of the package that decides what a training gives."""
-    return source_digest("training.fit", "core.gradients", "core.implicit", without=WITHOUT)
+    return source_digest("training.fit", *STRATEGIES, without=WITHOUT)
 
 
-def strategy_code(backprop: Mapping[str, Any]) -> str | None:
-    """Return a digest of the module of a strategy that is not the package's own, None for one that is."""
-    module = str(backprop["strategy"]["_target_"]).rpartition(".")[0]
-    return None if module.partition(".")[0] == PACKAGE else source_digest(module, without=(*WITHOUT, "core"))
+def foreign_code(targets: Sequence[str]) -> str | None:
+    """Return a digest of the modules of classes that are not the package's own, None if all are."""
+    modules = [target.rpartition(".")[0] for target in targets]
+    foreign = [module for module in modules if module.partition(".")[0] != PACKAGE]
+    return source_digest(*foreign, without=(*WITHOUT, "core")) if foreign else None
 
 
 @contextmanager
@@ -201,14 +205,15 @@ class Run(NamedTuple):
         return radius(self.settings["data"]["bits"])
 
     @property
-    def step_ratio(self) -> float:
-        """See `pdunroll.unroll`."""
-        return self.settings["network"]["step_ratio"]
+    def initial_steps(self) -> dict[str, Any]:
+        """The step sizes and the extrapolation as `pdunroll.unroll` takes them, before training."""
+        return {name: self.settings["network"][name] for name in ("step_ratio", "extrapolation", "step_norm")}
 
     @property
-    def extrapolation(self) -> float:
-        """The extrapolation theta."""
-        return self.settings["network"]["extrapolation"]
+    def steps(self) -> dict[str, Any]:
+        """The same after training: other than `initial_steps` if the step sizes were learned."""
+        learned = self.settings["network"].get("learned_steps", False)
+        return {**self.initial_steps, **({name: self.results[name] for name in STEPS} if learned else {})}
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -224,8 +229,8 @@ class Run(NamedTuple):
 def finished_runs(folder: Path, data: str, name: str, given: Mapping[str, Any] | None = None) -> list[Run]:
     """Return the finished trainings in `folder`, multirun/<name>/, in the order of the tables.
 
-    They may differ in backprop, step_norm, L and seed only, so that one table never mixes protocols. Trainings by other
-    code are taken, with a warning: their records say by which commit.
+    They may differ in backprop, objective, step_norm, L and seed only, so that one table never mixes protocols.
+    Trainings by other code are taken, with a warning: their records say by which commit.
 
     Args:
         folder: the folder of the trainings.
@@ -266,15 +271,17 @@ def _contradiction(settings: dict[str, Any], given: Mapping[str, Any]) -> str | 
 
 
 def _differing(run: Run, first: Run, data: str) -> str | None:
-    """Name the first difference of a training to another one beyond backprop, step_norm, L and seed."""
+    """Name the first difference of a training to another one beyond backprop, objective, step_norm, L and seed."""
     free = {key: run.settings["network"][key] for key in ("iterations", "step_norm")}
     expected = {
         **first.settings,
         "seed": run.settings["seed"],
         "backprop": run.settings["backprop"],
+        "objective": run.settings.get("objective"),
         "network": {**first.settings["network"], **free},
     }
-    other = difference(run.record, {"settings": expected, "data": data}, ("data",))
+    own = {"objective": None, **run.settings}
+    other = difference({**run.record, "settings": own}, {"settings": expected, "data": data}, ("data",))
     return other if other is None or other == "other data" else f"{other} as {first.folder.name}"
 
 

@@ -31,15 +31,23 @@ class Setting(NamedTuple):
 
 
 class Mode(NamedTuple):
-    """A mode of backpropagation, with b if it has one."""
+    """A mode of backpropagation, with b if it has one; a variant of the loss is appended to it, as in "full+warm"."""
 
     backprop: str
     b: int | None
 
     @property
     def label(self) -> str:
-        """The mode in words, such as "truncated (b = 30)"."""
-        return self.backprop if self.b is None else f"{self.backprop} (b = {self.b})"
+        """The mode in words, such as "truncated (b = 30)" or "truncated (b = 30) + warm"."""
+        name, _, variant = self.backprop.partition("+")
+        b = "" if self.b is None else f" (b = {self.b})"
+        return f"{name}{b}" + (f" + {variant.replace('_', ' ')}" if variant else "")
+
+    @property
+    def name(self) -> str:
+        """The mode in file names, such as "truncated30" or "truncated30+warm"."""
+        name, plus, variant = self.backprop.partition("+")
+        return f"{name}{self.b or ''}{plus}{variant}"
 
     @property
     def order(self) -> tuple[str, int]:
@@ -51,7 +59,7 @@ class RunKey(NamedTuple):
     """The columns that name an operator: a training, the untrained DCT of a norm, or none (the quantized frames).
 
     Attributes:
-        backprop: the mode of a training, "dct" or "none".
+        backprop: the mode of a training, "dct" or "none"; with the variant of the loss, if it has one ("full+warm").
         primal_mask: the mask of a training.
         step_norm: the norm of the step sizes, of a training or of the DCT.
         l_training: L of a training.
@@ -84,8 +92,9 @@ class RunKey(NamedTuple):
         """Return the key of a training from its run.json."""
         own = record["settings"]
         backprop, network = own["backprop"], own["network"]
+        mode = backprop["name"] + own.get("objective", {}).get("label", "")
         return cls(
-            backprop["name"], backprop["primal_mask"], network["step_norm"], network["iterations"], own["seed"],
+            mode, backprop["primal_mask"], network["step_norm"], network["iterations"], own["seed"],
             backprop.get("iterations"),
         )  # fmt: skip
 
@@ -133,7 +142,7 @@ class RunKey(NamedTuple):
     def _words(self, depth: str, seed: str) -> Iterable[str]:
         if self.l_training is None:
             return filter(None, (self.backprop, self.step_norm))
-        return (f"{self.backprop}{self.b or ''}", *self.setting, f"{depth}{self.l_training}", f"{seed}{self.seed}")
+        return (self.mode.name, *self.setting, f"{depth}{self.l_training}", f"{seed}{self.seed}")
 
 
 def settings_in(rows: Iterable[Mapping[str, Any]]) -> list[Setting]:

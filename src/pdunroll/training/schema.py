@@ -36,6 +36,13 @@ class Backprop(Model):
     iterations: Positive | None = None  # b
 
 
+class Objective(Model):
+    """The loss, if it is another one than the error after L iterations."""
+
+    label: str
+    loss: Strategy
+
+
 class Network(Model):
     """The unrolled network."""
 
@@ -43,6 +50,7 @@ class Network(Model):
     step_norm: str = "unset"  # in records of the first version
     rows: Positive | None = None  # m
     step_ratio: Number = 10.0
+    learned_steps: bool = False
     extrapolation: Share = 1.0
 
 
@@ -60,6 +68,7 @@ class Settings(Model):
     seed: Count
     data: Data
     backprop: Backprop
+    objective: Objective = Objective.model_construct(label="")
     network: Network
     optimization: dict[str, Any]
 
@@ -70,6 +79,8 @@ class Results(Model):
     validation_mse: Number
     seconds: Number
     best_step: Count
+    step_ratio: Annotated[FiniteFloat, Field(gt=0)] | None = None  # of the best operator, if they were learned
+    step_scale: Annotated[FiniteFloat, Field(gt=0, lt=1)] | None = None
 
 
 class Failure(Model):
@@ -94,6 +105,13 @@ class Record(Model):
         kind = {"training": type(None), "finished": Results, "failed": Failure}[self.status]
         if not isinstance(self.results, kind):
             raise ValueError(f"results do not go with status {self.status!r}")
+        found = self.results
+        if (
+            isinstance(found, Results)
+            and self.settings.network.learned_steps
+            and None in (found.step_ratio, found.step_scale)
+        ):
+            raise ValueError("the learned step sizes are missing")
         return self
 
 

@@ -67,7 +67,7 @@ def tracked(
             require_login()
         try:
             run = wandb.init(
-                mode=tracking.mode,
+                mode=tracking.mode,  # pyright: ignore[reportArgumentType]
                 entity=tracking.entity,
                 project=tracking.project,
                 id=identity,
@@ -80,7 +80,7 @@ def tracked(
                 reinit="finish_previous",
                 settings=wandb.Settings(silent=True, console="off"),
             )
-        except (wandb.errors.Error, OSError) as error:
+        except (wandb.Error, OSError) as error:
             reason = " ".join(str(error).split())
             raise InputError(f"no run of Weights & Biases could be opened ({reason}); try tracking=offline") from None
         if step is not None:

@@ -22,7 +22,8 @@ from pdunroll.training.data import FrameData
 from pdunroll.training.fit import fit
 from pdunroll.training.history import History
 from pdunroll.training.module import UnrolledTraining
-from pdunroll.training.run_folder import RunFolder, claimed, environment, identify
+from pdunroll.training.objectives import Objective
+from pdunroll.training.run_folder import STEPS, RunFolder, claimed, environment, identify
 from pdunroll.training.tracking import conclude, tracked
 
 log = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ def train(
     strategy: Backprop,
     optimizer: Callable[..., torch.optim.Optimizer] | None = None,
     schedule: Callable[..., torch.optim.lr_scheduler.LRScheduler] | None = None,
+    objective: Objective | None = None,
     callbacks: Sequence[pl.Callback] = (),
     loggers: Sequence[Logger] = (),
     accelerator: str = "cpu",
@@ -55,6 +57,7 @@ def train(
         strategy: the backward pass, built of settings["backprop"].
         optimizer: see `UnrolledTraining`; built of settings["optimizer"], if that is there.
         schedule: see `UnrolledTraining`; built of settings["schedule"], if that is there.
+        objective: the loss, built of settings["objective"]; the error after L iterations if None.
         callbacks: further callbacks of Lightning, built of settings["callbacks"].
         loggers: further loggers of Lightning.
         accelerator: "cpu" or "gpu".
@@ -79,8 +82,8 @@ def train(
             return run.record["results"]["validation_mse"]
         logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
         torch.set_num_threads(threads)
-        data = frame_data(settings, prepared)
-        module = training_module(settings, strategy, data, optimizer, schedule)
+        data = frame_data(settings, prepared, numbered=objective is not None and objective.keeps_pairs)
+        module = training_module(settings, strategy, data, objective, optimizer, schedule)
         run.begin()
         try:
             with tracked(
@@ -106,13 +109,15 @@ def train(
 def tags(group: str, settings: dict[str, Any]) -> list[str]:
     """Return the tags of a training on Weights & Biases."""
     backprop, network = settings["backprop"], settings["network"]
-    return [group, backprop["name"], backprop["primal_mask"], network["step_norm"], f"L={network['iterations']}"]
+    mode = backprop["name"] + settings.get("objective", {}).get("label", "")
+    return [group, mode, backprop["primal_mask"], network["step_norm"], f"L={network['iterations']}"]
 
 
 def results_of(
     module: UnrolledTraining, history: History, *, epochs: int, threads: int, accelerator: str
 ) -> dict[str, Any]:
     """Return what a training came to, as run.json holds it."""
+    learned = dict(zip(STEPS, module.best_steps.tolist(), strict=True)) if module.network.learned_steps else {}
     return {
         "validation_mse": module.best_mse.item(),
         "initial_validation_mse": history.rows[0]["validation_mse"],
@@ -122,10 +127,11 @@ def results_of(
         "seconds_per_epoch": history.seconds / epochs,
         "threads": threads,
         "product": product_name() if accelerator == "cpu" else "cuda",
+        **learned,
     }
 
 
-def frame_data(settings: dict[str, Any], prepared: Path) -> FrameData:
+def frame_data(settings: dict[str, Any], prepared: Path, *, numbered: bool = False) -> FrameData:
     """Return the training and validation frames in the order and number that the settings ask for."""
     optimization = settings["optimization"]
     return FrameData(
@@ -137,6 +143,7 @@ def frame_data(settings: dict[str, Any], prepared: Path) -> FrameData:
         train_frames=optimization["train_frames"],
         validation_frames=optimization["validation_frames"],
         validations_per_epoch=optimization["validations_per_epoch"],
+        numbered=numbered,
     )
 
 
@@ -144,6 +151,7 @@ def training_module(
     settings: dict[str, Any],
     strategy: Backprop,
     data: FrameData,
+    objective: Objective | None = None,
     optimizer: Callable[..., torch.optim.Optimizer] | None = None,
     schedule: Callable[..., torch.optim.lr_scheduler.LRScheduler] | None = None,
 ) -> UnrolledTraining:
@@ -154,6 +162,7 @@ def training_module(
         frame_length=settings["data"]["frame_length"],
         radius=radius(settings["data"]["bits"]),
         backprop=strategy,
+        objective=objective,
         **settings["network"],
         learning_rate=optimization["learning_rate"],
         final_learning_rate=optimization["final_learning_rate"],

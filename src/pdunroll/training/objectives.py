@@ -1,0 +1,180 @@
+"""What a training minimizes: the error after L iterations, or a variant that asks for speed and a good optimum.
+
+Each variant is one class and one file in conf/objective/.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pdunroll.core.implicit import Implicit
+from pdunroll.core.unrolled_halpern import unroll_halpern
+from pdunroll.errors import require_integer
+from pdunroll.training.network import UnrolledNetwork
+
+
+class KeptPairs(NamedTuple):
+    """A primal-dual pair of each training frame."""
+
+    primal: Tensor  # y  (frames, n)
+    dual: Tensor  # psi  (frames, m)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective(ABC):
+    """The loss of a batch; every error in it is half a squared error, summed over the batch."""
+
+    @property
+    def keeps_pairs(self) -> bool:
+        """Whether `loss` is given `KeptPairs`; batches then hold the numbers of their frames, (B,), as a third part."""
+        return False
+
+    @abstractmethod
+    def loss(self, network: UnrolledNetwork, batch: tuple[Tensor, ...], step: int, pairs: KeptPairs | None) -> Tensor:
+        """Return the loss, a scalar.
+
+        Args:
+            network: the network, which is differentiable.
+            batch: y and x of the frames, (B, n) each.
+            step: the number of the training step.
+            pairs: those of all training frames, which this may change; None unless `keeps_pairs`.
+        """
+
+    def restore(self, network: UnrolledNetwork, observation: Tensor) -> Tensor:
+        """Return what is compared with the truth in validation, (B, n), for x (B, n): y^L."""
+        return network(observation)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AtDepth(Objective):
+    """The error after L iterations, as in the paper."""
+
+    def loss(self, network: UnrolledNetwork, batch: tuple[Tensor, ...], step: int, pairs: KeptPairs | None) -> Tensor:
+        """Return the error of y^L."""
+        return half_squares(network(batch[1]), batch[0])
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomDepth(Objective):
+    """The error after a number of iterations that is drawn for each step, log-uniformly between `lowest` and L.
+
+    Attributes:
+        lowest: the smallest number of iterations, at most L.
+        seed: of the draws; a step's draw depends on the seed and the step's number only.
+
+    Example:
+        >>> [RandomDepth(lowest=10, seed=0).depth(step, 1000) for step in range(4)]
+        [188, 602, 15, 617]
+    """
+
+    lowest: int = 10
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require_integer("objective.loss.lowest", self.lowest, 1)
+        require_integer("objective.loss.seed", self.seed, 0)
+
+    def depth(self, step: int, largest: int) -> int:
+        """Return the number of iterations of a step, where `largest` is L."""
+        share = np.random.default_rng([self.seed, step]).uniform()
+        return round(self.lowest * (largest / self.lowest) ** share)
+
+    def loss(self, network: UnrolledNetwork, batch: tuple[Tensor, ...], step: int, pairs: KeptPairs | None) -> Tensor:
+        """Return the error after the iterations of this step."""
+        require_integer("network.iterations (L)", network.iterations, self.lowest)
+        return half_squares(network(batch[1], iterations=self.depth(step, network.iterations)), batch[0])
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeveralDepths(Objective):
+    """The mean of the errors after several numbers of iterations, after L iterations, and at the optimum.
+
+    The optimum is approached by iterations with spectral step sizes, the largest ones, and differentiated by
+    `Implicit`, whatever the strategy of the others.
+
+    Attributes:
+        depths: numbers of iterations beside L.
+        optimum_iterations: iterations towards the optimum.
+    """
+
+    depths: tuple[int, ...] = (10, 30, 100)
+    optimum_iterations: int = 200
+
+    def __post_init__(self) -> None:
+        for depth in self.depths:
+            require_integer("objective.loss.depths", depth, 1)
+        require_integer("objective.loss.optimum_iterations", self.optimum_iterations, 1)
+
+    def loss(self, network: UnrolledNetwork, batch: tuple[Tensor, ...], step: int, pairs: KeptPairs | None) -> Tensor:
+        """Return the mean of the errors."""
+        truth, observation = batch[0], batch[1]
+        restored = [network(observation, iterations=depth) for depth in (*self.depths, network.iterations)]
+        restored.append(
+            network(observation, iterations=self.optimum_iterations, backprop=Implicit(), step_norm="spectral")
+        )
+        return torch.stack([half_squares(y, truth) for y in restored]).mean()
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmStarts(Objective):
+    """The error after L iterations from a pair that is kept for each frame from pass to pass.
+
+    A visit first advances the kept pair by some iterations with the present operator, without a gradient; the L
+    iterations that are differentiated go on from there. With the visits, and as the operator changes less, the pairs
+    come near their optima.
+
+    Attributes:
+        advance: iterations of a kept pair at each visit.
+        validation_iterations: iterations in validation, from the usual start: L of them would be too few.
+    """
+
+    advance: int = 30
+    validation_iterations: int = 1000
+
+    def __post_init__(self) -> None:
+        require_integer("objective.loss.advance", self.advance, 1)
+        require_integer("objective.loss.validation_iterations", self.validation_iterations, 1)
+
+    @property
+    def keeps_pairs(self) -> bool:
+        """Whether pairs are kept, which is so."""
+        return True
+
+    def loss(self, network: UnrolledNetwork, batch: tuple[Tensor, ...], step: int, pairs: KeptPairs | None) -> Tensor:
+        """Advance the pairs of the batch, and return the error L iterations after them."""
+        assert pairs is not None
+        truth, observation, frames = batch
+        start = network.advanced(observation, pairs.primal[frames], pairs.dual[frames], self.advance)
+        pairs.primal[frames], pairs.dual[frames] = start.primal, start.dual
+        return half_squares(network(observation, start=start), truth)
+
+    def restore(self, network: UnrolledNetwork, observation: Tensor) -> Tensor:
+        """Return y, (B, n), after `validation_iterations`."""
+        return network(observation, iterations=self.validation_iterations)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HalpernDepth(Objective):
+    """The error after L reflected Halpern iterations instead of those of Chambolle-Pock (theta has no meaning)."""
+
+    def loss(self, network: UnrolledNetwork, batch: tuple[Tensor, ...], step: int, pairs: KeptPairs | None) -> Tensor:
+        """Return the error of the result."""
+        return half_squares(self.restore(network, batch[1]), batch[0])
+
+    def restore(self, network: UnrolledNetwork, observation: Tensor) -> Tensor:
+        """Return the result of L Halpern iterations, (B, n)."""
+        return unroll_halpern(
+            network.operator, observation, radius=network.radius, iterations=network.iterations,
+            backprop=network.backprop, step_ratio=network.step_ratio, step_norm=network.step_norm,
+        )  # fmt: skip
+
+
+def half_squares(restored: Tensor, truth: Tensor) -> Tensor:
+    """Return half the squared error, summed over frames and samples."""
+    return 0.5 * (restored - truth).square().sum()
