@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import glob
 import hashlib
 import json
@@ -84,8 +85,8 @@ def _swap(partial: Path, target: Path) -> None:
         try:
             partial.rename(target)
             return
-        except OSError:  # another process has just put its own there
-            if not target.is_dir() or not partial.is_dir():
+        except OSError as error:  # another process has just put its own there
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
 
 
