@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import shutil
+import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -85,8 +86,8 @@ def _swap(partial: Path, target: Path) -> None:
         try:
             partial.rename(target)
             return
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # then another process has just put its own there
+        except OSError as error:  # another process has just put its own there
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
 
 
@@ -96,9 +97,13 @@ def refuse_foreign(folder: Path, setting: str, ours: Callable[[Path], set[str]])
     place = f"{folder}" if target == folder.absolute() else f"{folder} ({target})"
     if target == Path.cwd() or target in Path.cwd().parents:
         raise InputError(f"{setting}: {place} is the folder that this command runs in; name one for its results alone")
-    if target.is_file():  # one look: another process may just be replacing the folder
+    try:
+        mode = target.stat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISDIR(mode):
         raise InputError(f"{setting}: {place} is a file; name a folder")
-    if foreign := _foreign(target, ours) if target.is_dir() else []:
+    if foreign := _foreign(target, ours):
         raise InputError(
             f"{setting}: {place} holds {foreign[0]!r}, which this command did not write; it is left as it is, "
             "name another folder"
