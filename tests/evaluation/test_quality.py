@@ -136,7 +136,7 @@ def test_the_operator_is_the_one_that_validates_best_at_the_optimum(finished, mo
     runs = finished_runs(Path(config.evaluation.runs), read_manifest(config.prepared)["digest"], config.name)
     chosen = [key for key, _ in quality.candidates(config.outputs, runs)]
     assert chosen == [
-        {"restoration": "dct", "shifts": None, "primal_mask": None, "step_norm": None, "run": None},
+        {"restoration": "dct", "primal_mask": None, "step_norm": None, "run": None},
         *(
             {
                 "restoration": mode, "primal_mask": "active_set", "step_norm": "frobenius",
