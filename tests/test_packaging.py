@@ -18,10 +18,11 @@ from conftest import ROOT, copy_repository
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PIPELINE = [
     "hydra", "omegaconf", "pytorch_lightning", "torchmetrics", "joblib", "wandb", "librosa", "pooch", "requests",
-    "espeakng_loader", "pandas", "matplotlib", "psutil", "dvc",
+    "espeakng_loader", "matplotlib", "psutil", "dvc",
 ]  # fmt: skip
 USE = """
 import numpy as np, soundfile, torch, pdunroll
+assert all(callable(getattr(pdunroll, name)) for name in pdunroll.__all__ if not name.startswith("__"))
 generator = torch.Generator().manual_seed(0)
 x = pdunroll.quantize(0.5 * torch.randn(4, 16, generator=generator).clamp(-1, 1), bits=4)
 operator = pdunroll.dct_operator(16, 16).requires_grad_()
@@ -90,7 +91,8 @@ def test_each_package_of_the_lock_has_its_hashes_and_none_is_of_cuda():
     pins = dict(re.findall(r"^([\w.-]+)==(\S+).*\\\n +--hash=sha256:", text, re.MULTILINE))
     assert len(pins) == len(re.findall(r"^[\w.-]+==", text, re.MULTILINE)) > 100
     assert not [name for name in pins if name.startswith(("nvidia", "cuda"))]
-    wanted = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["pipeline"]]
+    extras = PROJECT["optional-dependencies"]
+    wanted = [*PROJECT["dependencies"], *extras["pipeline"], *extras["dev"][1:]]
     names = {re.match(r"[\w-]+", line)[0].lower().replace("_", "-") for line in wanted}
     assert names <= set(pins)
 

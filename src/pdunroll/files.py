@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import errno
 import glob
 import hashlib
 import json
 import os
 import platform
 import shutil
+import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -84,8 +86,8 @@ def _swap(partial: Path, target: Path) -> None:
         try:
             partial.rename(target)
             return
-        except OSError:  # another process has just put its own there
-            if not target.is_dir() or not partial.is_dir():
+        except OSError as error:  # another process has just put its own there
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
 
 
@@ -95,9 +97,11 @@ def refuse_foreign(folder: Path, setting: str, ours: Callable[[Path], set[str]])
     place = f"{folder}" if target == folder.absolute() else f"{folder} ({target})"
     if target == Path.cwd() or target in Path.cwd().parents:
         raise InputError(f"{setting}: {place} is the folder that this command runs in; name one for its results alone")
-    if not target.exists():
+    try:
+        mode = target.stat().st_mode
+    except FileNotFoundError:
         return
-    if not target.is_dir():
+    if not stat.S_ISDIR(mode):
         raise InputError(f"{setting}: {place} is a file; name a folder")
     if foreign := _foreign(target, ours):
         raise InputError(

@@ -13,6 +13,7 @@ from pdunroll.core.chambolle_pock import chambolle_pock
 from pdunroll.core.engine import Engine, GraphedEngine, engine_for
 from pdunroll.core.gradients import _Unrolled
 from pdunroll.core.problem import Box, Dequantization
+from pdunroll.core.unrolled_halpern import unroll_halpern
 from pdunroll.evaluation.curves import error_curve
 
 STRATEGIES = [
@@ -21,6 +22,10 @@ STRATEGIES = [
     pdunroll.Full(checkpoint_every=7),
     pdunroll.Truncated(),
     pdunroll.Truncated(primal_mask="released"),
+    pdunroll.Truncated(damping=0.05),
+    pdunroll.LastIterations(iterations=9),
+    pdunroll.OneStep(),
+    pdunroll.Piggyback(),
     pdunroll.Implicit(),
     pdunroll.Implicit(tolerance=1e-9),
 ]
@@ -111,6 +116,73 @@ def test_full_is_what_autograd_gives(m, n, checkpoint_every):
     restored, ours = gradient(operator, truth, box, pdunroll.Full(checkpoint_every=checkpoint_every), 40)
     torch.testing.assert_close(restored, y.detach(), rtol=0, atol=1e-13)
     assert relative(ours, theirs) < 1e-9
+
+
+@pytest.mark.parametrize("checkpoint_every", [None, 7])
+def test_gradients_of_the_steps_are_what_autograd_gives(checkpoint_every):
+    operator, truth, box = boxed(11, 18)
+    K, norm = operator.detach(), float(operator.detach().norm())
+    ratio, scale = (torch.tensor(value, dtype=K.dtype, requires_grad=True) for value in (8.0, 0.9))
+    sigma, tau = ratio * scale / norm, scale / (ratio * norm)
+    y = ybar = box.start
+    psi = y.new_zeros(len(y), len(K))
+    for _ in range(30):
+        psi = (psi + sigma * ybar @ K.T).clamp(-1, 1)
+        y, before = torch.clamp(y - tau * psi @ K, box.lower, box.upper), y
+        ybar = 2 * y - before
+    theirs = torch.autograd.grad(0.5 * (y - truth).square().sum(), (ratio, scale))
+    full = pdunroll.Full(checkpoint_every=checkpoint_every)
+    restored = pdunroll.unroll(K, box, iterations=30, backprop=full, step_ratio=ratio, step_scale=scale)
+    ours = torch.autograd.grad(0.5 * (restored - truth).square().sum(), (ratio, scale))
+    for mine, reference in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, reference, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("m", "n"), SHAPES)
+def test_halpern_iterations_take_boxes(m, n):
+    operator, truth, box = boxed(m, n)
+    found = chambolle_pock(operator)
+    y0 = y = box.start
+    psi = y.new_zeros(len(y), m)
+    for k in range(30):
+        y_t = torch.clamp(y - found.tau * psi @ operator, box.lower, box.upper)
+        psi_t = (psi + found.sigma * (2 * y_t - y) @ operator.T).clamp(-1, 1)
+        c = (k + 1) / (k + 2)
+        y, psi = c * (2 * y_t - y) + (1 - c) * y0, c * (2 * psi_t - psi)
+    theirs = torch.autograd.grad(0.5 * (y_t - truth).square().sum(), operator)[0]
+    restored = unroll_halpern(operator, box, iterations=30)
+    torch.testing.assert_close(restored, y_t, rtol=0, atol=1e-13)
+    assert relative(torch.autograd.grad(0.5 * (restored - truth).square().sum(), operator)[0], theirs) < 1e-9
+
+
+def test_modes_are_compared_on_boxes():
+    operator, truth, box = boxed(18, 18)
+    modes = {
+        "full": pdunroll.Full(),
+        "limit": pdunroll.Implicit(tolerance=1e-9),
+        "piggyback": pdunroll.Piggyback(tolerance=1e-6, max_iterations=200_000),
+    }
+    found = pdunroll.compare(operator, box, truth, modes, iterations=20_000, repeats=1, step_norm="spectral")
+    assert found.full_cosine["full"] == pytest.approx(1)
+    assert found.limit_error["limit"] < 1e-6
+    assert found.limit_error["piggyback"] < 1e-3
+
+
+def test_a_warm_start_goes_on_in_a_box():
+    operator, _, box = boxed(11, 18)
+    algorithm, K = chambolle_pock(operator, extrapolation=0.0), operator.detach()
+    half = engine_for(algorithm, K).iterate(K, box, 20)
+    whole = pdunroll.unroll(K, box, iterations=40, extrapolation=0.0)
+    rest = pdunroll.unroll(K, box, iterations=20, extrapolation=0.0, start=(half.primal, half.dual))
+    torch.testing.assert_close(rest, whole, rtol=0, atol=1e-14)
+
+
+def test_gradients_to_a_box_are_refused():
+    operator, _, x = problem()
+    x.requires_grad_()
+    with pytest.raises(pdunroll.InputError, match="no gradient with respect to a box"):
+        pdunroll.unroll(operator, Box.around(x, 0.1), iterations=3)
+    assert pdunroll.unroll(operator, Box.between(x - 0.1, x + 0.1, x), iterations=3).requires_grad  # to the operator
 
 
 def test_implicit_against_finite_differences_of_the_optimum():

@@ -30,7 +30,9 @@ from torch import Tensor
 from pdunroll.core.chambolle_pock import ChambollePock, chambolle_pock
 from pdunroll.core.engine import Engine, Tape, flush_denormals
 from pdunroll.core.gradients import Backprop, Full, _Unrolled, check
+from pdunroll.core.implicit import Implicit
 from pdunroll.core.problem import MaskOf, Masks, Observation
+from pdunroll.core.truncated import Truncated
 from pdunroll.errors import InputError
 
 
@@ -166,6 +168,10 @@ def unroll_halpern(
     """
     backprop = Full() if backprop is None else backprop
     check(operator, observation, radius, iterations, backprop)
+    if not isinstance(backprop, Full | Truncated | Implicit) or getattr(backprop, "damping", 0.0):
+        raise InputError(f"Halpern iterations take Full, Truncated without damping or Implicit, got {backprop}")
+    if isinstance(observation, Tensor) and observation.requires_grad:
+        raise InputError("Halpern iterations give no gradient with respect to the observation; detach it")
     if getattr(backprop, "checkpoint_every", None) is not None:
         raise InputError("Halpern iterations keep no checkpoints; set checkpoint_every to None")
     steps = chambolle_pock(operator, radius=radius, step_ratio=step_ratio, step_norm=step_norm)
