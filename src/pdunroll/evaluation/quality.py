@@ -95,7 +95,7 @@ def restored(
         observation, *bounds = (torch.from_numpy(part.copy()) for part in frames.swapaxes(0, 1))
         found = solve(
             torch.from_numpy(operator),
-            Box.between(*bounds, observation) if bounds else observation,
+            Box.between(bounds[0], bounds[1], observation) if bounds else observation,
             radius=radius,
             tolerance=tolerance,
             max_iterations=max_iterations,

@@ -118,7 +118,9 @@ def find_levels(recording: Recording) -> list[Levels]:
     before = np.zeros((2, RUN, recording.channels), dtype=bool)
     for block in recording.blocks(1 << 16):
         at = np.concatenate((before, np.stack((block <= low, block >= high))), axis=1)
-        full = np.lib.stride_tricks.sliding_window_view(at, RUN, axis=1).all(axis=-1)  # RUN in a row, up to here
+        full: NDArray = np.all(
+            np.lib.stride_tricks.sliding_window_view(at, RUN, axis=1), axis=-1
+        )  # RUN in a row, up to here
         runs += (full[:, 1:] & ~full[:, :-1]).sum(axis=1)
         before = at[:, -RUN:]
     clips = (runs >= RUNS) & np.stack((low < 0, high > 0))

@@ -82,9 +82,11 @@ class UnrolledNetwork(nn.Module):
             step_norm: another norm of the step sizes.
             start: the iterate to go on from.
         """
+        known = self.known(*observed)
         return unroll(
             self.operator,
-            **self.known(*observed),
+            known["observation"],
+            radius=known["radius"],
             iterations=iterations or self.iterations,
             backprop=backprop or self.backprop,
             extrapolation=self.extrapolation,
