@@ -8,7 +8,7 @@ same L iterations of Algorithm 1 for all strategies. Each mode of backpropagatio
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -102,7 +102,40 @@ class Backprop(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Full(Backprop):
+class Taped(Backprop):
+    """Algorithm 2 and the lemma over the last iterations before y^L, with the masks of each."""
+
+    @abstractmethod
+    def length(self, iterations: int) -> int:
+        """Return how many of L iterations the tapes hold."""
+
+    @abstractmethod
+    def tapes(self, engine: Engine, K: Tensor, kept: tuple[Tensor, ...], iterations: int) -> Iterable[Tape]:
+        """Return the tapes of these iterations, the last ones first; arguments as for `gradient`."""
+
+    def restore(self, engine: Engine, K: Tensor, x: Tensor, iterations: int) -> Tensor:
+        """Return y^L, (B, n), without keeping anything."""
+        return engine.iterate(K, x, iterations).primal
+
+    def gradient(self, engine: Engine, K: Tensor, kept: tuple[Tensor, ...], iterations: int, grad: Tensor) -> Tensor:
+        """Return the sum of the lemma over these iterations, (m, n)."""
+        return lemma(engine, K, self.tapes(engine, K, kept, iterations), self.length(iterations), grad)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """All inputs with the active-set mask, the Jacobian of the projection; the step sizes with the other."""
+        return INPUTS[self.primal_mask]
+
+    def input_gradients(
+        self, engine: Engine, K: Tensor, x: Tensor, y: Tensor, kept: tuple[Tensor, ...], iterations: int, grad: Tensor
+    ) -> InputGradients:
+        """Return the gradients with respect to x, the radius and the step sizes, from a second backward pass."""
+        length, tapes = self.length(iterations), self.tapes(engine, K, kept, iterations)
+        return input_gradients(engine, K, x, tapes, length, y, grad, from_start=length == iterations)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Full(Taped):
     """Algorithm 2 over all iterations: with "active_set" the exact gradient of the L-th iterate.
 
     grad_K = sum_{l=1}^{L}  sigma delta_D^l (ybar^{l-1})^T - tau psi^l (delta_P^l)^T            (the lemma)
@@ -129,10 +162,6 @@ class Full(Backprop):
         if self.checkpoint_every is not None:
             require_integer("checkpoint_every", self.checkpoint_every, 1)
 
-    def restore(self, engine: Engine, K: Tensor, x: Tensor, iterations: int) -> Tensor:
-        """Return y^L, (B, n), without keeping anything."""
-        return engine.iterate(K, x, iterations).primal
-
     def forward(self, engine: Engine, K: Tensor, x: Tensor, iterations: int) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return y^L, (B, n), and x with the tape of all iterations or the checkpoints."""
         every, start = self.checkpoint_every, engine.algorithm.start(K, x)
@@ -145,7 +174,11 @@ class Full(Backprop):
             checkpoints.append(last)
         return checkpoints[-1].primal, (x, *(tensor for iterate in checkpoints[:-1] for tensor in iterate))
 
-    def _tapes(self, engine: Engine, K: Tensor, kept: tuple[Tensor, ...], iterations: int) -> Iterator[Tape]:
+    def length(self, iterations: int) -> int:
+        """Return L: all iterations are on the tapes."""
+        return iterations
+
+    def tapes(self, engine: Engine, K: Tensor, kept: tuple[Tensor, ...], iterations: int) -> Iterator[Tape]:
         """Yield the tapes of all iterations, the last ones first."""
         x, *tensors = kept
         if self.checkpoint_every is None:
@@ -156,22 +189,6 @@ class Full(Backprop):
             count = min(self.checkpoint_every, iterations - number * self.checkpoint_every)
             checkpoint = Iterate(*tensors[5 * number : 5 * number + 5])
             yield engine.record(K, x, count, self.mask(engine), checkpoint)[0]
-
-    def gradient(self, engine: Engine, K: Tensor, kept: tuple[Tensor, ...], iterations: int, grad: Tensor) -> Tensor:
-        """Return the sum of the lemma over all iterations, (m, n)."""
-        return lemma(engine, K, self._tapes(engine, K, kept, iterations), iterations, grad)
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """All inputs with the active-set mask, with which the gradients are exact; the step sizes with the other."""
-        return INPUTS[self.primal_mask]
-
-    def input_gradients(
-        self, engine: Engine, K: Tensor, x: Tensor, y: Tensor, kept: tuple[Tensor, ...], iterations: int, grad: Tensor
-    ) -> InputGradients:
-        """Return the gradients with respect to x, the radius and the step sizes, from a second backward pass."""
-        tapes = self._tapes(engine, K, kept, iterations)
-        return input_gradients(engine, K, x, tapes, iterations, y, grad, from_start=True)
 
 
 class _Unrolled(torch.autograd.Function):

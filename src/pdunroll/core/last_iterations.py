@@ -6,15 +6,14 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from pdunroll.core.backward import INPUTS, InputGradients, input_gradients, lemma
 from pdunroll.core.engine import Engine, Tape
-from pdunroll.core.gradients import Backprop
+from pdunroll.core.gradients import Taped
 from pdunroll.core.problem import Masks
 from pdunroll.errors import require_integer
 
 
 @dataclass(frozen=True, kw_only=True)
-class LastIterations(Backprop):
+class LastIterations(Taped):
     """Algorithm 2 over the last b iterations: the iterate y^{L-b} is taken as a constant.
 
     grad_K = sum_{l=L-b+1}^{L}  sigma delta_D^l (ybar^{l-1})^T - tau psi^l (delta_P^l)^T
@@ -49,34 +48,21 @@ class LastIterations(Backprop):
         super().__post_init__()
         require_integer("backprop.iterations (b)", self.iterations, 1)
 
-    def restore(self, engine: Engine, K: Tensor, x: Tensor, iterations: int) -> Tensor:
-        """Return y^L, (B, n), without keeping anything."""
-        return engine.iterate(K, x, iterations).primal
-
     def forward(self, engine: Engine, K: Tensor, x: Tensor, iterations: int) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return y^L, (B, n), and the tape of the last b iterations."""
-        b = min(self.iterations, iterations)
+        b = self.length(iterations)
         start = engine.iterate(K, x, iterations - b)
         tape, last = engine.record(K, x, b, self.mask(engine), start)
         return last.primal, (tape.dual, tape.extrapolated, *tape.masks)
 
-    def gradient(self, engine: Engine, K: Tensor, kept: tuple[Tensor, ...], iterations: int, grad: Tensor) -> Tensor:
-        """Return the sum of the lemma over the last b iterations, (m, n)."""
-        dual, extrapolated, *masks = kept
-        return lemma(engine, K, [Tape(dual, extrapolated, Masks(*masks))], len(dual), grad)
+    def length(self, iterations: int) -> int:
+        """Return b, or L where that is smaller."""
+        return min(self.iterations, iterations)
 
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """All inputs with the active-set mask; the step sizes with the other."""
-        return INPUTS[self.primal_mask]
-
-    def input_gradients(
-        self, engine: Engine, K: Tensor, x: Tensor, y: Tensor, kept: tuple[Tensor, ...], iterations: int, grad: Tensor
-    ) -> InputGradients:
-        """Return the gradients with respect to x, the radius and the step sizes, by the last b iterations."""
+    def tapes(self, engine: Engine, K: Tensor, kept: tuple[Tensor, ...], iterations: int) -> list[Tape]:
+        """Return the one tape."""
         dual, extrapolated, *masks = kept
-        tape, b = Tape(dual, extrapolated, Masks(*masks)), len(dual)
-        return input_gradients(engine, K, x, [tape], b, y, grad, from_start=b == iterations)
+        return [Tape(dual, extrapolated, Masks(*masks))]
 
 
 @dataclass(frozen=True, kw_only=True)
