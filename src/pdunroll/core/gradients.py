@@ -149,7 +149,7 @@ class Full(Taped):
     Raises:
         InputError: for settings out of range.
 
-    Example:
+    Examples:
         >>> import pdunroll
         >>> pdunroll.Full(primal_mask="released", checkpoint_every=10)
         Full(primal_mask='released', checkpoint_every=10)
@@ -261,7 +261,7 @@ def unroll(
     Raises:
         InputError: (a ValueError) for shapes, dtypes or settings out of range.
 
-    Example:
+    Examples:
         >>> import pdunroll, torch
         >>> operator, x = torch.eye(2, requires_grad=True), torch.tensor([[0.5, 0.1]])
         >>> y = pdunroll.unroll(operator, x, radius=0.2, iterations=100, backprop=pdunroll.Full())
@@ -293,14 +293,33 @@ def _unroll(
     scalars = _scalars(settings, numbers, algorithm, operator)
     inputs = {"observation": observation, "radius": scalars[0], "steps": scalars[1] + scalars[2]}
     wanted = [name for name, value in inputs.items() if isinstance(value, Tensor) and value.requires_grad]
+    needed = (operator.requires_grad or bool(wanted)) and torch.is_grad_enabled()
+    if needed and start is not None and "observation" in wanted:
+        raise InputError("no gradient with respect to the observation is given beside a start; detach one of them")
+    if needed and (missing := [name for name in wanted if name not in backprop.inputs]):
+        mode = f"{type(backprop).__name__}(primal_mask={backprop.primal_mask!r})"
+        raise InputError(f"{mode} gives no gradient with respect to the {missing[0]}; detach it, or use Full()")
+    return iterated(engine, operator, observation, scalars, iterations, backprop, needed=needed)
+
+
+def iterated(
+    engine: Engine, operator: Tensor, observation: Tensor, scalars: Iterable[Scalar], iterations: int,
+    backprop: Backprop, *, needed: bool,
+) -> Tensor:  # fmt: skip
+    """Return y^L, (B, n), by the iterations of an engine, differentiable by a strategy where a gradient is needed.
+
+    Args:
+        engine: runs blocks of iterations.
+        operator: K, (m, n).
+        observation: x, (B, n).
+        scalars: the radius, sigma and tau, as tensors where they get a gradient.
+        iterations: L.
+        backprop: the strategy.
+        needed: whether a gradient is needed.
+    """
     with flush_denormals(), without_autocast(operator):
-        if not ((operator.requires_grad or wanted) and torch.is_grad_enabled()):
+        if not needed:
             return backprop.restore(engine, operator, observation, iterations)
-        if start is not None and "observation" in wanted:
-            raise InputError("no gradient with respect to the observation is given beside a start; detach one of them")
-        if missing := [name for name in wanted if name not in backprop.inputs]:
-            mode = f"{type(backprop).__name__}(primal_mask={backprop.primal_mask!r})"
-            raise InputError(f"{mode} gives no gradient with respect to the {missing[0]}; detach it, or use Full()")
         return _Unrolled.apply(operator, observation, *scalars, engine, iterations, backprop)
 
 
