@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -95,6 +96,6 @@ class UnrolledNetwork(nn.Module):
         algorithm = chambolle_pock(
             operator, radius=self.radius, extrapolation=self.extrapolation, step_norm=self.step_norm, **steps
         )
+        engine = engine_for(replace(algorithm, initial=(primal, dual)), operator)
         with flush_denormals():
-            start = Iterate(dual, dual, primal, primal, primal)
-            return engine_for(algorithm, operator).iterate(operator, observation, count, start)
+            return engine.iterate(operator, observation, count)
