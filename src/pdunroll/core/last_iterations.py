@@ -31,7 +31,7 @@ class LastIterations(Taped):
     Raises:
         InputError: for settings out of range.
 
-    Example:
+    Examples:
         >>> import pdunroll, torch
         >>> operator, x = torch.eye(2, requires_grad=True), torch.tensor([[0.5, 0.1]])
         >>> gradients = []
@@ -78,7 +78,7 @@ class OneStep(LastIterations):
     Jacobian-Free Backpropagation for Implicit Networks" (AAAI 2022), who show for well-conditioned contractions that
     it is a descent direction. Chambolle-Pock on this problem contracts slowly, so neither result says much here.
 
-    Example:
+    Examples:
         >>> import pdunroll
         >>> pdunroll.OneStep(primal_mask="released")
         OneStep(primal_mask='released')
