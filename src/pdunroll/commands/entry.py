@@ -24,7 +24,7 @@ Result = TypeVar("Result")
 log = logging.getLogger(__name__)
 
 ConfigStore.instance().store(name="schema", node=Config)
-ConfigStore.instance().store(group="hydra/help", name="settings", node=help.node())
+ConfigStore.instance().store(group="hydra/help", name="settings", node=help.NODE)
 
 
 def entry(command: Callable[[Config], Result]) -> Callable[[], Result]:

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any, get_type_hints
 
+from omegaconf import OmegaConf
+
 from pdunroll.config import Config
 
 FIELD = re.compile(r"^    (?P<name>\w+): (?P<type>[^=#]+?)(?: = .*?)?(?:  # (?P<comment>.*))?$")
@@ -24,10 +26,15 @@ $APP_CONFIG_GROUPS
 $CONFIG"""
 
 
-def node() -> dict[str, str]:
-    """Return what Hydra calls a configuration of its help."""
-    text = TEMPLATE.format(settings="\n".join(explained(Config)))
-    return {"app_name": "pdunroll", "header": "", "footer": "", "template": text}
+NODE = {"app_name": "pdunroll", "header": "", "footer": "", "template": "${pdunroll_help:}"}  # Hydra's, for its help
+
+
+def text() -> str:
+    """Return the template of the help, which is made of the source of `config.py` and so only when it is asked for."""
+    return TEMPLATE.format(settings="\n".join(explained(Config)))
+
+
+OmegaConf.register_new_resolver("pdunroll_help", text, replace=True)
 
 
 def explained(kind: type, prefix: str = "") -> Iterator[str]:

@@ -11,5 +11,5 @@ from pdunroll.report import page
 
 @entry
 def main(config: Config) -> None:
-    """Write report.html."""
+    """Write outputs/<name>/report.html from the tables and figures that are there."""
     page.write(config.outputs, config.name, runs=Path(config.evaluation.runs), prepared=config.prepared)

@@ -8,7 +8,7 @@ same L iterations of Algorithm 1 for all strategies. Each mode of backpropagatio
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -110,7 +110,40 @@ class Backprop(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Full(Backprop):
+class Taped(Backprop):
+    """Algorithm 2 and the lemma over the last iterations before y^L, with the masks of each."""
+
+    @abstractmethod
+    def length(self, iterations: int) -> int:
+        """Return how many of L iterations the tapes hold."""
+
+    @abstractmethod
+    def tapes(self, engine: Engine, K: Tensor, kept: tuple[Any, ...], iterations: int) -> Iterable[Tape]:
+        """Return the tapes of these iterations, the last ones first; arguments as for `gradient`."""
+
+    def restore(self, engine: Engine, K: Tensor, x: Observation, iterations: int) -> Tensor:
+        """Return y^L, (B, n), without keeping anything."""
+        return engine.iterate(K, x, iterations).primal
+
+    def gradient(self, engine: Engine, K: Tensor, kept: tuple[Any, ...], iterations: int, grad: Tensor) -> Tensor:
+        """Return the sum of the lemma over these iterations, (m, n)."""
+        return lemma(engine, K, self.tapes(engine, K, kept, iterations), self.length(iterations), grad)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """All inputs with the active-set mask, the Jacobian of the projection; the step sizes with the other."""
+        return INPUTS[self.primal_mask]
+
+    def input_gradients(
+        self, engine: Engine, K: Tensor, x: Tensor, y: Tensor, kept: tuple[Any, ...], iterations: int, grad: Tensor
+    ) -> InputGradients:
+        """Return the gradients with respect to x, the radius and the step sizes, from a second backward pass."""
+        length, tapes = self.length(iterations), self.tapes(engine, K, kept, iterations)
+        return input_gradients(engine, K, x, tapes, length, y, grad, from_start=length == iterations)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Full(Taped):
     """Algorithm 2 over all iterations: with "active_set" the exact gradient of the L-th iterate.
 
     grad_K = sum_{l=1}^{L}  sigma delta_D^l (ybar^{l-1})^T - tau psi^l (delta_P^l)^T            (the lemma)
@@ -124,7 +157,7 @@ class Full(Backprop):
     Raises:
         InputError: for settings out of range.
 
-    Example:
+    Examples:
         >>> import pdunroll
         >>> pdunroll.Full(primal_mask="released", checkpoint_every=10)
         Full(primal_mask='released', checkpoint_every=10)
@@ -136,10 +169,6 @@ class Full(Backprop):
         super().__post_init__()
         if self.checkpoint_every is not None:
             require_integer("checkpoint_every", self.checkpoint_every, 1)
-
-    def restore(self, engine: Engine, K: Tensor, x: Observation, iterations: int) -> Tensor:
-        """Return y^L, (B, n), without keeping anything."""
-        return engine.iterate(K, x, iterations).primal
 
     def forward(self, engine: Engine, K: Tensor, x: Observation, iterations: int) -> tuple[Tensor, tuple[Any, ...]]:
         """Return y^L, (B, n), and x with the tape of all iterations or the checkpoints."""
@@ -153,7 +182,11 @@ class Full(Backprop):
             checkpoints.append(last)
         return checkpoints[-1].primal, (x, *(tensor for iterate in checkpoints[:-1] for tensor in iterate))
 
-    def _tapes(self, engine: Engine, K: Tensor, kept: tuple[Any, ...], iterations: int) -> Iterator[Tape]:
+    def length(self, iterations: int) -> int:
+        """Return L: all iterations are on the tapes."""
+        return iterations
+
+    def tapes(self, engine: Engine, K: Tensor, kept: tuple[Any, ...], iterations: int) -> Iterator[Tape]:
         """Yield the tapes of all iterations, the last ones first."""
         x, *tensors = kept
         if self.checkpoint_every is None:
@@ -164,22 +197,6 @@ class Full(Backprop):
             count = min(self.checkpoint_every, iterations - number * self.checkpoint_every)
             checkpoint = Iterate(*tensors[5 * number : 5 * number + 5])
             yield engine.record(K, x, count, self.mask(engine), checkpoint)[0]
-
-    def gradient(self, engine: Engine, K: Tensor, kept: tuple[Any, ...], iterations: int, grad: Tensor) -> Tensor:
-        """Return the sum of the lemma over all iterations, (m, n)."""
-        return lemma(engine, K, self._tapes(engine, K, kept, iterations), iterations, grad)
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """All inputs with the active-set mask, with which the gradients are exact; the step sizes with the other."""
-        return INPUTS[self.primal_mask]
-
-    def input_gradients(
-        self, engine: Engine, K: Tensor, x: Tensor, y: Tensor, kept: tuple[Any, ...], iterations: int, grad: Tensor
-    ) -> InputGradients:
-        """Return the gradients with respect to x, the radius and the step sizes, from a second backward pass."""
-        tapes = self._tapes(engine, K, kept, iterations)
-        return input_gradients(engine, K, x, tapes, iterations, y, grad, from_start=True)
 
 
 class _Unrolled(torch.autograd.Function):
@@ -256,7 +273,7 @@ def unroll(
     Raises:
         InputError: (a ValueError) for shapes, dtypes or settings out of range.
 
-    Example:
+    Examples:
         >>> import pdunroll, torch
         >>> operator, x = torch.eye(2, requires_grad=True), torch.tensor([[0.5, 0.1]])
         >>> y = pdunroll.unroll(operator, x, radius=0.2, iterations=100, backprop=pdunroll.Full())
@@ -288,14 +305,33 @@ def _unroll(
     scalars = _scalars(settings, numbers, algorithm, operator)
     inputs = {"observation": observation, "radius": scalars[0], "steps": scalars[1] + scalars[2]}
     wanted = [name for name, value in inputs.items() if isinstance(value, Tensor) and value.requires_grad]
+    needed = (operator.requires_grad or bool(wanted)) and torch.is_grad_enabled()
+    if needed and start is not None and "observation" in wanted:
+        raise InputError("no gradient with respect to the observation is given beside a start; detach one of them")
+    if needed and (missing := [name for name in wanted if name not in backprop.inputs]):
+        mode = f"{type(backprop).__name__}(primal_mask={backprop.primal_mask!r})"
+        raise InputError(f"{mode} gives no gradient with respect to the {missing[0]}; detach it, or use Full()")
+    return iterated(engine, operator, observation, scalars, iterations, backprop, needed=needed)
+
+
+def iterated(
+    engine: Engine, operator: Tensor, observation: Observation, scalars: Iterable[Scalar | None], iterations: int,
+    backprop: Backprop, *, needed: bool,
+) -> Tensor:  # fmt: skip
+    """Return y^L, (B, n), by the iterations of an engine, differentiable by a strategy where a gradient is needed.
+
+    Args:
+        engine: runs blocks of iterations.
+        operator: K, (m, n).
+        observation: x, (B, n), or a box.
+        scalars: the radius (None with a box), sigma and tau, as tensors where they get a gradient.
+        iterations: L.
+        backprop: the strategy.
+        needed: whether a gradient is needed.
+    """
     with flush_denormals(), without_autocast(operator):
-        if not ((operator.requires_grad or wanted) and torch.is_grad_enabled()):
+        if not needed:
             return backprop.restore(engine, operator, observation, iterations)
-        if start is not None and "observation" in wanted:
-            raise InputError("no gradient with respect to the observation is given beside a start; detach one of them")
-        if missing := [name for name in wanted if name not in backprop.inputs]:
-            mode = f"{type(backprop).__name__}(primal_mask={backprop.primal_mask!r})"
-            raise InputError(f"{mode} gives no gradient with respect to the {missing[0]}; detach it, or use Full()")
         return _Unrolled.apply(operator, observation, *scalars, engine, iterations, backprop)
 
 

@@ -143,7 +143,7 @@ class RestartedHalpern(Algorithm):
 
 
 def primal_dual_step(state: HalpernState) -> Point:
-    """Return T(z^k)."""
+    """Return T(z^k), one primal-dual step from the state with both proximal operators applied."""
     engine, operator, (sigma, tau) = state.engine, state.operator, state.steps()
     y, psi, problem = state.primal, state.dual, engine.algorithm.problem
     z_primal = tau * engine.product(y / tau, psi, operator.T, -1.0)  # y - tau K^T psi

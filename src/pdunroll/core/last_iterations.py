@@ -7,15 +7,14 @@ from typing import Any
 
 from torch import Tensor
 
-from pdunroll.core.backward import INPUTS, InputGradients, input_gradients, lemma
 from pdunroll.core.engine import Engine, Tape
-from pdunroll.core.gradients import Backprop
+from pdunroll.core.gradients import Taped
 from pdunroll.core.problem import Masks, Observation
 from pdunroll.errors import require_integer
 
 
 @dataclass(frozen=True, kw_only=True)
-class LastIterations(Backprop):
+class LastIterations(Taped):
     """Algorithm 2 over the last b iterations: the iterate y^{L-b} is taken as a constant.
 
     grad_K = sum_{l=L-b+1}^{L}  sigma delta_D^l (ybar^{l-1})^T - tau psi^l (delta_P^l)^T
@@ -33,7 +32,7 @@ class LastIterations(Backprop):
     Raises:
         InputError: for settings out of range.
 
-    Example:
+    Examples:
         >>> import pdunroll, torch
         >>> operator, x = torch.eye(2, requires_grad=True), torch.tensor([[0.5, 0.1]])
         >>> gradients = []
@@ -50,34 +49,21 @@ class LastIterations(Backprop):
         super().__post_init__()
         require_integer("backprop.iterations (b)", self.iterations, 1)
 
-    def restore(self, engine: Engine, K: Tensor, x: Observation, iterations: int) -> Tensor:
-        """Return y^L, (B, n), without keeping anything."""
-        return engine.iterate(K, x, iterations).primal
-
     def forward(self, engine: Engine, K: Tensor, x: Observation, iterations: int) -> tuple[Tensor, tuple[Any, ...]]:
         """Return y^L, (B, n), and the tape of the last b iterations."""
-        b = min(self.iterations, iterations)
+        b = self.length(iterations)
         start = engine.iterate(K, x, iterations - b)
         tape, last = engine.record(K, x, b, self.mask(engine), start)
         return last.primal, (tape.dual, tape.extrapolated, *tape.masks)
 
-    def gradient(self, engine: Engine, K: Tensor, kept: tuple[Any, ...], iterations: int, grad: Tensor) -> Tensor:
-        """Return the sum of the lemma over the last b iterations, (m, n)."""
-        dual, extrapolated, *masks = kept
-        return lemma(engine, K, [Tape(dual, extrapolated, Masks(*masks))], len(dual), grad)
+    def length(self, iterations: int) -> int:
+        """Return b, or L where that is smaller."""
+        return min(self.iterations, iterations)
 
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """All inputs with the active-set mask; the step sizes with the other."""
-        return INPUTS[self.primal_mask]
-
-    def input_gradients(
-        self, engine: Engine, K: Tensor, x: Tensor, y: Tensor, kept: tuple[Any, ...], iterations: int, grad: Tensor
-    ) -> InputGradients:
-        """Return the gradients with respect to x, the radius and the step sizes, by the last b iterations."""
+    def tapes(self, engine: Engine, K: Tensor, kept: tuple[Any, ...], iterations: int) -> list[Tape]:
+        """Return the one tape."""
         dual, extrapolated, *masks = kept
-        tape, b = Tape(dual, extrapolated, Masks(*masks)), len(dual)
-        return input_gradients(engine, K, x, [tape], b, y, grad, from_start=b == iterations)
+        return [Tape(dual, extrapolated, Masks(*masks))]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +79,7 @@ class OneStep(LastIterations):
     Jacobian-Free Backpropagation for Implicit Networks" (AAAI 2022), who show for well-conditioned contractions that
     it is a descent direction. Chambolle-Pock on this problem contracts slowly, so neither result says much here.
 
-    Example:
+    Examples:
         >>> import pdunroll
         >>> pdunroll.OneStep(primal_mask="released")
         OneStep(primal_mask='released')

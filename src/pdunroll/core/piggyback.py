@@ -67,7 +67,7 @@ class Piggyback(Backprop):
     Raises:
         InputError: for settings out of range, and for a `primal_mask` other than "active_set", which has no limit.
 
-    Example:
+    Examples:
         >>> import pdunroll, torch
         >>> operator, x = torch.eye(2, requires_grad=True), torch.tensor([[0.5, 0.1]])
         >>> backprop = pdunroll.Piggyback(tolerance=1e-5)

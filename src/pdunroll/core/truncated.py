@@ -44,7 +44,7 @@ class Truncated(Backprop):
     Raises:
         InputError: for settings out of range.
 
-    Example:
+    Examples:
         >>> import pdunroll
         >>> pdunroll.Truncated(iterations=30)
         Truncated(primal_mask='active_set', iterations=30, damping=0.0)

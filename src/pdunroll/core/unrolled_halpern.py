@@ -28,8 +28,8 @@ import torch
 from torch import Tensor
 
 from pdunroll.core.chambolle_pock import ChambollePock, chambolle_pock
-from pdunroll.core.engine import Engine, Tape, flush_denormals
-from pdunroll.core.gradients import Backprop, Full, _Unrolled, check
+from pdunroll.core.engine import Engine, Tape
+from pdunroll.core.gradients import Backprop, Full, check, iterated
 from pdunroll.core.implicit import Implicit
 from pdunroll.core.problem import MaskOf, Masks, Observation
 from pdunroll.core.truncated import Truncated
@@ -158,7 +158,7 @@ def unroll_halpern(
     Raises:
         InputError: for shapes, dtypes or settings out of range.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from pdunroll.core.unrolled_halpern import unroll_halpern
         >>> operator, x = torch.eye(2, requires_grad=True), torch.tensor([[0.5, 0.1]])
@@ -177,8 +177,6 @@ def unroll_halpern(
     steps = chambolle_pock(operator, radius=radius, step_ratio=step_ratio, step_norm=step_norm)
     algorithm = ReflectedHalpern(steps.problem, steps.sigma, steps.tau, 1.0, iterations=iterations)
     engine = HalpernEngine(algorithm)
-    with flush_denormals():
-        if not (operator.requires_grad and torch.is_grad_enabled()):
-            return backprop.restore(engine, operator, observation, iterations)
-        numbers = radius, steps.sigma, steps.tau
-        return _Unrolled.apply(operator, observation, *numbers, engine, iterations, backprop)
+    needed = operator.requires_grad and torch.is_grad_enabled()
+    numbers = radius, steps.sigma, steps.tau
+    return iterated(engine, operator, observation, numbers, iterations, backprop, needed=needed)

@@ -51,7 +51,7 @@ def compare(
     Raises:
         InputError: for shapes, dtypes, settings or modes out of range.
 
-    Example:
+    Examples:
         >>> import pdunroll, torch
         >>> K = pdunroll.dct_operator(8, 8)
         >>> y = torch.randn(4, 8, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)

@@ -25,7 +25,7 @@ def convergence_iterations(
     Returns:
         N1 by operator; None where the last evaluated error is not that close.
 
-    Example:
+    Examples:
         >>> names = {"backprop": "dct", "primal_mask": None, "step_norm": "spectral", "l_training": None, "seed": None}
         >>> rows = [{**names, "b": None, "l_inference": l, "mse": 1 + 0.5 / l} for l in (1, 10, 100, 1000)]
         >>> [*convergence_iterations(rows, [{**names, "b": None, "optimum_mse": 1.0}]).values()]

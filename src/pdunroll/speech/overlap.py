@@ -39,7 +39,7 @@ def averaged(
     Yields:
         Samples and their results, (samples, channels) each.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from pdunroll.speech.overlap import averaged
         >>> blocks = [np.arange(5.0)[:, None], np.arange(5.0, 9.0)[:, None]]

@@ -48,11 +48,11 @@ class History(pl.Callback):
             logger.log_metrics(known, step=int(row["step"]))
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Start the clock."""
+        """Start the clock, which stands still during validation."""
         self._since = time.perf_counter()
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Stop the clock."""
+        """Stop the clock, so that times leave validation out."""
         if not trainer.sanity_checking:
             self.seconds += time.perf_counter() - self._since
 

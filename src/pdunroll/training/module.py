@@ -132,8 +132,8 @@ class UnrolledTraining(pl.LightningModule):
     @property
     def pairs(self) -> KeptPairs | None:
         """The pairs of all training frames, which are in the checkpoint; None where none are kept."""
-        found = dict(self.named_buffers())
-        return KeptPairs(found["kept_primal"], found["kept_dual"]) if "kept_primal" in found else None
+        names = [f"kept_{part}" for part in KeptPairs._fields]
+        return KeptPairs(*map(self.get_buffer, names)) if hasattr(self, names[0]) else None
 
     def configure_optimizers(self) -> Any:
         """Return the optimizer and the schedule of its rate, by default Adam with a linear fall.

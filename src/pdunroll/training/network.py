@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -111,6 +112,6 @@ class UnrolledNetwork(nn.Module):
         algorithm = chambolle_pock(
             operator, radius=known["radius"], extrapolation=self.extrapolation, step_norm=self.step_norm, **steps
         )
+        engine = engine_for(replace(algorithm, initial=(primal, dual)), operator)
         with flush_denormals():
-            start = Iterate(dual, dual, primal, primal, primal)
-            return engine_for(algorithm, operator).iterate(operator, known["observation"], count, start)
+            return engine.iterate(operator, known["observation"], count)

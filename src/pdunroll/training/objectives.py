@@ -68,7 +68,7 @@ class RandomDepth(Objective):
         lowest: the smallest number of iterations, at most L.
         seed: of the draws; a step's draw depends on the seed and the step's number only.
 
-    Example:
+    Examples:
         >>> [RandomDepth(lowest=10, seed=0).depth(step, 1000) for step in range(4)]
         [188, 602, 15, 617]
     """

@@ -194,7 +194,7 @@ class Run(NamedTuple):
 
     @property
     def iterations(self) -> int:
-        """L in training."""
+        """The number L of iterations that it was trained with."""
         return self.settings["network"]["iterations"]
 
     @property

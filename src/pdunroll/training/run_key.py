@@ -51,7 +51,7 @@ class Mode(NamedTuple):
 
     @property
     def order(self) -> tuple[str, int]:
-        """The sort key."""
+        """The sort key: modes by name, then by b."""
         return self.backprop, self.b or 0
 
 

@@ -44,7 +44,7 @@ class Objective(Model):
 
 
 class Network(Model):
-    """The unrolled network."""
+    """The size and the step sizes of the network that was trained."""
 
     iterations: Positive  # L
     step_norm: str = "unset"  # in records of the first version
@@ -55,7 +55,7 @@ class Network(Model):
 
 
 class Data(Model):
-    """The frames."""
+    """The frames that it was trained on: the corpus, their length and the bits of the quantizer."""
 
     name: str
     bits: Positive

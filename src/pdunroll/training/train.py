@@ -25,6 +25,7 @@ from pdunroll.training.history import History
 from pdunroll.training.module import UnrolledTraining
 from pdunroll.training.objectives import Objective
 from pdunroll.training.run_folder import STEPS, RunFolder, claimed, environment, identify
+from pdunroll.training.run_key import RunKey
 from pdunroll.training.tracking import conclude, tracked
 
 log = logging.getLogger(__name__)
@@ -109,9 +110,8 @@ def train(
 
 def tags(group: str, settings: dict[str, Any]) -> list[str]:
     """Return the tags of a training on Weights & Biases."""
-    backprop, network = settings["backprop"], settings["network"]
-    mode = backprop["name"] + settings.get("objective", {}).get("label", "")
-    return [group, mode, backprop["primal_mask"], network["step_norm"], f"L={network['iterations']}"]
+    key = RunKey.from_record({"settings": settings})
+    return [group, key.backprop, *key.setting, f"L={key.l_training}"]
 
 
 def results_of(
