@@ -58,7 +58,7 @@ def test_iterates_are_those_of_the_pure_steps(captures, kind, m, n, theta):
 def test_what_is_recorded_are_the_iterates_and_their_masks(captures, kind, mask):
     ours, algorithm, K, _, x, tolerance = given(kind, 11, 18)
     expected = [*islice(algorithm.iterates(K, x), 16)]
-    chosen = PRIMAL_MASKS[mask](ETA)
+    chosen = PRIMAL_MASKS[mask]
     tape, last = ours.record(K, x, 13, chosen, expected[2])
     bars = torch.stack([s.extrapolated for s in expected[2:-1]])
     torch.testing.assert_close(tape.extrapolated, bars, rtol=0, atol=tolerance)
@@ -76,7 +76,7 @@ def test_what_is_recorded_are_the_iterates_and_their_masks(captures, kind, mask)
 def test_adjoints_are_those_of_the_pure_steps(captures, kind, mask):
     ours, algorithm, K, truth, x, tolerance = given(kind, 11, 18, extrapolation=0.7)
     iterates = [*islice(algorithm.iterates(K, x), 12)]
-    masks = [algorithm.masks(s, x, PRIMAL_MASKS[mask](ETA)) for s in iterates]
+    masks = [algorithm.masks(s, x, PRIMAL_MASKS[mask]) for s in iterates]
     adjoint = algorithm.adjoint_start(K, iterates[-1].primal - truth)
     expected = []
     for own in reversed(masks):
@@ -97,7 +97,7 @@ def test_adjoints_are_those_of_the_pure_steps(captures, kind, mask):
 def test_sums_are_those_of_the_pure_steps(captures, kind):
     ours, algorithm, K, truth, x, tolerance = given(kind, 18, 11)
     iterate = ours.iterate(K, x, 9)
-    masks = algorithm.masks(iterate, x, PRIMAL_MASKS["active_set"](ETA))
+    masks = algorithm.masks(iterate, x, PRIMAL_MASKS["active_set"])
     adjoint = algorithm.adjoint_start(K, iterate.primal - truth)
     expected = torch.zeros_like(adjoint.primal), torch.zeros_like(adjoint.dual)
     sums = tuple(part.clone() for part in expected)
@@ -152,7 +152,7 @@ def test_borders_belong_to_the_masks():
     x = torch.tensor([[0.0, 0.0]])
     start = algorithm.start(K, x)._replace(dual=torch.tensor([[1.0, -1.0]]), primal=x)  # z_D = 1 and -1
     for kind in ("pure", *PRODUCTS):
-        tape, _ = made(kind, algorithm).record(K, x, 1, PRIMAL_MASKS["active_set"](0.5), start)
+        tape, _ = made(kind, algorithm).record(K, x, 1, PRIMAL_MASKS["active_set"], start)
         assert tape.masks.dual.tolist() == [[[True, True]]]
 
 
