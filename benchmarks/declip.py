@@ -33,7 +33,7 @@ from pdunroll.training.run_folder import environment
 LEVELS = 0.1, 0.2, 0.4  # relative to the peak
 FLOOR = 0.005  # of the largest mean amplitude; chosen on validation sentences, with the time that smaller ones take
 SCALE = 0.5  # of full scale: where the files are clipped
-EVERY = 4  # of the recordings, one is restored
+EVERY = 9  # of the recordings, one is restored
 
 
 def fit(prepared: Path, path: Path) -> None:
@@ -53,17 +53,19 @@ def fit(prepared: Path, path: Path) -> None:
     print(f"{path}: {len(clipped)} frames")
 
 
-def measure(folder: Path, path: Path, ffmpeg: Path | None) -> None:
+def measure(folder: Path, path: Path, ffmpeg: Path | None, trained: Path | None) -> None:
     """Write a table of the mean SDR by each restoration, and print it."""
     found: dict[tuple[str, float], list[float]] = {}
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         np.save(work / "dct.npy", pdunroll.dct_operator(320, 320).numpy())
+        files = {"DCT": work / "dct.npy", "operator.npz": operators.SHIPPED, "declip.npz": DECLIP}
+        files |= {"trained": trained} if trained else {}
         for recording in sorted(folder.glob("*.wav"))[::EVERY]:
             samples, rate = soundfile.read(recording)
             for level in LEVELS:
                 truth = samples / np.abs(samples).max() * SCALE / level
-                for restoration, value in scores(truth, rate, work, ffmpeg).items():
+                for restoration, value in scores(truth, rate, work, files, ffmpeg).items():
                     found.setdefault((restoration, level), []).append(value)
     rows = [
         {"restoration": restoration, "level": level, "sdr_db": float(np.mean(values)), "sentences": len(values)}
@@ -74,12 +76,12 @@ def measure(folder: Path, path: Path, ffmpeg: Path | None) -> None:
         print(f"{row['restoration']:<12}{row['level']:>6}{row['sdr_db']:>9.2f} dB")
 
 
-def scores(truth: NDArray, rate: int, work: Path, ffmpeg: Path | None) -> dict[str, float]:
-    """Return the SDR of one clipped recording and of its restorations, in dB."""
+def scores(truth: NDArray, rate: int, work: Path, files: dict[str, Path], ffmpeg: Path | None) -> dict[str, float]:
+    """Return the SDR of one clipped recording and of its restorations by the operators in some files, in dB."""
     clipped, restored = work / "clipped.wav", work / "restored.wav"
     soundfile.write(clipped, truth.clip(-SCALE, SCALE), rate, subtype="PCM_16")
     found = {"clipped": sdr(truth, clipped)}
-    for name, operator in (("DCT", work / "dct.npy"), ("operator.npz", operators.SHIPPED), ("declip.npz", DECLIP)):
+    for name, operator in files.items():
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             declip_file(clipped, restored, operator=operator)
         found[name] = sdr(truth, restored)
@@ -106,12 +108,13 @@ def main() -> None:
     for each in (fitting, measuring):
         each.add_argument("path", type=Path)
     measuring.add_argument("--ffmpeg", type=Path, help="an ffmpeg binary, to compare with its adeclip")
+    measuring.add_argument("--trained", type=Path, metavar="FILE", help="an operator.npy of experiment=declip, too")
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.command == "fit":
         fit(given.prepared, given.path)
     else:
-        measure(given.folder, given.path, given.ffmpeg)
+        measure(given.folder, given.path, given.ffmpeg, given.trained)
 
 
 if __name__ == "__main__":
