@@ -3,8 +3,8 @@
     python benchmarks/bit_depths.py outputs/quick/prepared docs/bit_depths.csv
 
 Quantizes eight whole test sentences (drawn with seed 0) at 2 to 8 bits and restores them by the DCT and by the
-operator that comes with the package, as `dequantize` does: every frame solved in units in which a cell is as wide as at
-4 bits. Writes the mean SDR in dB of each.
+operator that comes with the package, as `restore` does for accuracy, with frames side by side and with 8 shifts. Writes
+the mean SDR in dB of each.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from restorations import overlapping
 
 import pdunroll
 from pdunroll.files import write_table
 from pdunroll.restore import operator_file as operators
+from pdunroll.restore.solvers import for_accuracy
 from pdunroll.speech.frames import load, read_manifest
 
 SENTENCES, BITS = 8, (2, 3, 4, 5, 6, 8)
@@ -42,18 +44,17 @@ def main() -> None:
         "DCT": pdunroll.dct_operator(320, 320),
         "operator.npz": torch.from_numpy(operators.load(operators.SHIPPED).matrix),
     }
-    rows: list[dict[str, Any]] = [{"restoration": name} for name in ("quantized", *matrices)]
+    methods = {f"{name}, {shifts} shifts": (K, shifts) for name, K in matrices.items() for shifts in (1, 8)}
+    rows: list[dict[str, Any]] = [{"restoration": name} for name in ("quantized", *methods)]
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
     origin = {"commit": commit.stdout.strip(), "data": read_manifest(options.prepared)["digest"][:16]}
-    truths = [test.truth[test.file == number].astype(np.float64) for number in drawn]
+    truths = [test.truth[test.file == number].ravel().astype(np.float64) for number in drawn]
     for bits in BITS:
         scale = 2.0 ** (bits - 4)
         observed = [pdunroll.quantize(truth, bits) for truth in truths]
         found = {"quantized": observed}
-        for name, K in matrices.items():
-            x = torch.from_numpy(np.concatenate(observed)) * scale
-            primal = pdunroll.solve(K.double(), x, radius=1 / 16, tolerance=1e-5).primal.numpy() / scale
-            found[name] = np.split(primal, np.cumsum([len(part) for part in observed])[:-1])
+        for name, (K, shifts) in methods.items():
+            found[name] = [overlapping(K, shifts, for_accuracy, scale * x) / scale for x in observed]
         for row in rows:
             pairs = zip(truths, found[row["restoration"]], strict=True)
             row[f"{bits} bits"] = round(float(np.mean([sdr(y, restored) for y, restored in pairs])), 2)

@@ -163,6 +163,7 @@ def test_launchers_train_a_sweep(prepared, launcher):
     assert [row["status"] for row in table(prepared / "multirun/smoke/sweep.csv")] == 2 * ["finished"]
 
 
+@pytest.mark.slow
 def test_a_job_that_is_told_that_its_time_is_over_is_sent_again_and_goes_on(prepared):
     arguments = ("backprop=full", "network.iterations=10", "optimization.epochs=160")
     process = subprocess.Popen(

@@ -88,7 +88,7 @@ def test_every_part_is_there(page):
     reader = Reader(text)
     assert {"verdicts", "results", "figures", "operators", "speech", "origin"} <= set(reader.ids)
     assert reader.tags.count("audio") == 2
-    assert reader.tags.count("svg") == 8  # seven figures and the training curves
+    assert reader.tags.count("svg") == 9  # eight figures and the training curves
     assert "Statement &lt;1&gt; &amp; more." in text
     assert [*re.findall(r'class="verdict (\w+)"', text)] == ["holds", "fails", "undecided"]
     assert "12.345" in text

@@ -125,7 +125,7 @@ class Implicit(Backprop):
 def _polished(problem: Dequantization, K: Tensor, x: Tensor, iterate: Iterate) -> Tensor:
     """Return y^L, or the vertex of its masks where that has the smaller gap; computed in float64."""
     operator64, x64 = K.double(), x.double()
-    z_dual, dual, z_primal, primal, _ = (part.double() for part in iterate)
+    z_dual, dual, z_primal, primal = (part.double() for part in iterate[:4])
     masks = problem.free_masks(z_dual, z_primal, x64)
     vertex_primal, vertex_dual, exists = polish(problem, operator64, x64, masks, primal, dual)
     vertex_gap = problem.duality_gap(operator64, x64, vertex_primal, vertex_dual)

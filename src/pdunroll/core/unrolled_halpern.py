@@ -30,7 +30,9 @@ from torch import Tensor
 from pdunroll.core.chambolle_pock import ChambollePock, chambolle_pock
 from pdunroll.core.engine import Engine, Tape, flush_denormals
 from pdunroll.core.gradients import Backprop, Full, _Unrolled, check
+from pdunroll.core.implicit import Implicit
 from pdunroll.core.problem import Masks, PrimalMask
+from pdunroll.core.truncated import Truncated
 from pdunroll.errors import InputError
 
 
@@ -164,6 +166,10 @@ def unroll_halpern(
     """
     backprop = Full() if backprop is None else backprop
     check(operator, observation, iterations, backprop)
+    if not isinstance(backprop, Full | Truncated | Implicit) or getattr(backprop, "damping", 0.0):
+        raise InputError(f"Halpern iterations take Full, Truncated without damping or Implicit, got {backprop}")
+    if observation.requires_grad:
+        raise InputError("Halpern iterations give no gradient with respect to the observation; detach it")
     if getattr(backprop, "checkpoint_every", None) is not None:
         raise InputError("Halpern iterations keep no checkpoints; set checkpoint_every to None")
     steps = chambolle_pock(operator, radius=radius, step_ratio=step_ratio, step_norm=step_norm)
@@ -172,4 +178,5 @@ def unroll_halpern(
     with flush_denormals():
         if not (operator.requires_grad and torch.is_grad_enabled()):
             return backprop.restore(engine, operator, observation, iterations)
-        return _Unrolled.apply(operator, observation, engine, iterations, backprop)
+        numbers = radius, steps.sigma, steps.tau
+        return _Unrolled.apply(operator, observation, *numbers, engine, iterations, backprop)

@@ -58,7 +58,9 @@ def candidates(outputs: Path, runs: Sequence[Run]) -> list[tuple[Row, NDArray]]:
         kind = *key.setting.order, key.backprop
         best[kind] = min(best.get(kind, entry), entry, key=lambda entry: (entry[0], entry[1].folder))
     dct = dct_operator(*runs[0].shape).numpy()
-    found: list[tuple[Row, NDArray]] = [({**dict.fromkeys(KEY), "restoration": "dct"}, dct)]
+    found: list[tuple[Row, NDArray]] = [
+        ({"restoration": "dct", "primal_mask": None, "step_norm": None, "run": None}, dct)
+    ]
     for (norm, mask, mode), (_, run) in sorted(best.items(), key=lambda item: item[0]):
         key = {"restoration": mode, "primal_mask": mask, "step_norm": norm, "run": run.folder.name}
         found.append((key, run.operator()))
