@@ -176,7 +176,8 @@ def test_a_job_that_is_told_that_its_time_is_over_is_sent_again_and_goes_on(prep
     children = psutil.Process(process.pid).children(recursive=True)
     (job,) = (child for child in children if "submitit.core._submit" in child.cmdline() and not child.children())
     job.send_signal(signal.SIGUSR2)
-    assert process.wait() == 0, process.stdout.read()
+    output = process.communicate()[0]
+    assert process.returncode == 0, output
     printed = "".join(path.read_text() for path in (prepared / "multirun/smoke/.submitit").rglob("*.out"))
     assert printed.count("step 0 of 1280") == 1
     assert printed.count("step 1280 of 1280") == 1
