@@ -14,6 +14,7 @@ The mode then has rows in the tables, curves in the figures, and its operators i
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -36,7 +37,7 @@ class Proportional(pdunroll.Truncated):
         super().__post_init__()
         require_share("backprop.share", self.share)
 
-    def gradient(self, engine: Engine, K: Tensor, kept: tuple[Tensor, ...], iterations: int, grad: Tensor) -> Tensor:
+    def gradient(self, engine: Engine, K: Tensor, kept: tuple[Any, ...], iterations: int, grad: Tensor) -> Tensor:
         """Return the gradient after share * L backward iterations, (m, n)."""
         b = max(1, round(self.share * iterations))
         return next(self.gradients(engine, K, kept, [b], grad))

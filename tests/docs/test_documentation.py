@@ -32,6 +32,7 @@ LISTED = {
     "wandb": "needs an account",
     "python -m pdunroll dashboard": "needs an account; tests/report/test_dashboard.py has a server on loopback",
     "python -m pdunroll train -m experiment=paper": "takes hours",
+    "python -m pdunroll train -m experiment=declip": "takes half an hour",
     "python -m pdunroll train -m experiment=quick sweep=": "takes hours",
     "python -m pdunroll train -m experiment=quick network.step_norm=spectral": "takes half an hour",
     "python -m pdunroll evaluate experiment=paper": "takes hours",
@@ -61,6 +62,7 @@ ONE = f" network.iterations=3 backprop=full backprop.primal_mask=active_set{TRAI
 BLOCKS = [
     ("extending.md", "backprop=full,proportional", {}),
     ("extending.md", "data=tones", {}),
+    ("extending.md", "degradation=worn", {}),
     ("pipeline.md", "data.root=FOLDER", {
         "root=FOLDER": "root=audio data.frame_length=64", "-m data=folder": f"-m data=folder data.frame_length=64{ONE}",
         "evaluate data=folder": "evaluate data=folder evaluation.iterations=30 evaluation.frames=16",
@@ -199,13 +201,16 @@ def write_recordings(folder: Path) -> None:
 
 
 def write_recipe(folder: Path) -> None:
-    """Write the corpus of docs/extending.md."""
+    """Write the corpus and the degradation of docs/extending.md."""
     (folder / "data").mkdir(parents=True)
+    (folder / "degradation").mkdir()
     page = ROOT / "docs/extending.md"
     (code,) = [text for text in fenced(page, "python") if "class Tones" in text]
     (settings,) = [text for text in fenced(page, "yaml") if "tones.Tones" in text]
     (folder / "tones.py").write_text(code)
     (folder / "data/tones.yaml").write_text(settings)
+    (settings,) = [text for text in fenced(page, "yaml") if "missing: 0.1" in text]
+    (folder / "degradation/worn.yaml").write_text(settings)
 
 
 def test_the_mode_of_the_page_is_that_of_the_example():
