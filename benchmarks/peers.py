@@ -1,6 +1,7 @@
 """A training step beside what one would write instead: TensorFlow, JAX, torch autograd and torch.compile.
 
     python benchmarks/peers.py outputs/quick/prepared docs/peers.csv [--python tensorflow=PYTHON --python jax=PYTHON]
+    python benchmarks/peers.py random docs/peers_gpu.csv --device cuda
 
 A step is the whole of it: the Frobenius norm and the step sizes, L iterations of Algorithm 1, the gradient of half the
 summed squared error (released mask; truncated with b = min(L, 30)), and Adam. Every implementation runs in a process of
@@ -9,6 +10,9 @@ gradient, which is compared with ours. Writes one row for each implementation, m
 threads: ms (median over all steps), ratio to ours, ratio to the limit, peak memory and the gradient's distance.
 
 The limit is the time of the products alone: 6 L or 2 L + 2 b of them at the best rate that ours reaches in the run.
+On a GPU, TensorFlow is left out, and all products are of float32 numbers as they are, which JAX would round. `random`
+in the place of a folder of prepared frames takes random ones.
+
 TensorFlow and JAX come with `pip install -e '.[peers]'`, or from the interpreters that --python names.
 """
 
@@ -24,6 +28,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -35,17 +40,23 @@ Step = Callable[[], None]
 Made = tuple[Step, Callable[[], Any]]  # a step, and the gradient at the first operator
 
 
-def ours(K0: Any, y: Any, x: Any, mode: str, L: int, threads: int) -> Made:
+def ours(K0: Any, y: Any, x: Any, mode: str, L: int, threads: int, device: str) -> Made:
     import torch
 
     import pdunroll
 
     torch.set_num_threads(threads)
-    K = torch.from_numpy(K0.copy()).requires_grad_()
-    y, x = torch.from_numpy(y), torch.from_numpy(x)
+    K, y, x = (torch.tensor(array, device=device) for array in (K0, y, x))
+    K.requires_grad_()
     kinds = {"full": pdunroll.Full, "truncated": pdunroll.Truncated}
     backprop = kinds[mode](primal_mask="released")
     return by_autograd(K, y, lambda: pdunroll.unroll(K, x, radius=ETA, iterations=L, backprop=backprop))
+
+
+def ours_without_graphs(*given: Any) -> Made:
+    """Kernel by kernel on a GPU, in the place of CUDA graphs."""
+    os.environ["PDUNROLL_GRAPHS"] = "off"
+    return ours(*given)
 
 
 def by_autograd(K: Any, y: Any, restored: Callable[[], Any]) -> Made:
@@ -61,21 +72,25 @@ def by_autograd(K: Any, y: Any, restored: Callable[[], Any]) -> Made:
     def step() -> None:
         backward()
         optimizer.step()
+        if K.is_cuda:
+            torch.cuda.synchronize()
 
     def gradient() -> Any:
         backward()
-        return K.grad.numpy().copy()
+        return K.grad.cpu().numpy().copy()
 
     return step, gradient
 
 
-def torch_autograd(K0: Any, y: Any, x: Any, mode: str, L: int, threads: int, compiled: bool = False) -> Made:
+def torch_autograd(
+    K0: Any, y: Any, x: Any, mode: str, L: int, threads: int, device: str, compiled: bool = False
+) -> Made:
     """The loop in differentiable operations; of the released mask only L = 10 has (nearly) this gradient."""
     import torch
 
     torch.set_num_threads(threads)
-    K = torch.from_numpy(K0.copy()).requires_grad_()
-    y, x = torch.from_numpy(y), torch.from_numpy(x)
+    K, y, x = (torch.tensor(array, device=device) for array in (K0, y, x))
+    K.requires_grad_()
 
     def iteration(primal: Any, bar: Any, dual: Any, K: Any, sigma: Any, tau: Any) -> Any:
         dual = (dual + sigma * bar @ K.T).clamp(-1, 1)
@@ -100,7 +115,7 @@ def torch_compile(*given: Any) -> Made:
     return torch_autograd(*given, compiled=True)
 
 
-def tensorflow(K0: Any, y: Any, x: Any, mode: str, L: int, threads: int, pairs: bool = False) -> Made:
+def tensorflow(K0: Any, y: Any, x: Any, mode: str, L: int, threads: int, device: str, pairs: bool = False) -> Made:
     """`tf.function` over unrolled loops; an outer product an iteration, or (`pairs`) one pair of them at the end."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import tensorflow as tf
@@ -173,12 +188,15 @@ def tensorflow_pairs(*given: Any) -> Made:
     return tensorflow(*given, pairs=True)
 
 
-def jax(K0: Any, y: Any, x: Any, mode: str, L: int, threads: int, autodiff: bool = False) -> Made:
+def jax(K0: Any, y: Any, x: Any, mode: str, L: int, threads: int, device: str, autodiff: bool = False) -> Made:
     """Jit of lax.scan; Algorithm 2 written out, or by JAX's own differentiation (`autodiff`, the formula's mask)."""
-    os.environ["XLA_FLAGS"] = (
-        f"--xla_cpu_multi_thread_eigen={str(threads > 1).lower()} intra_op_parallelism_threads={threads}"
-    )
-    os.environ["JAX_PLATFORMS"] = "cpu"
+    if device == "cpu":
+        os.environ["XLA_FLAGS"] = (
+            f"--xla_cpu_multi_thread_eigen={str(threads > 1).lower()} intra_op_parallelism_threads={threads}"
+        )
+    os.environ["JAX_PLATFORMS"] = device
+    os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     import jax.numpy as jnp
     from jax import grad as differentiate
     from jax import jit, lax
@@ -260,15 +278,16 @@ def jax_autodiff(*given: Any) -> Made:
     return jax(*given, autodiff=True)
 
 
-# name -> what makes a step, the package it needs, and the modes that it has
-PEERS: dict[str, tuple[Callable[..., Made], str, tuple[str, ...]]] = {
-    "ours": (ours, "pdunroll", ("full", "truncated")),
-    "tensorflow": (tensorflow, "tensorflow", ("full", "truncated")),
-    "tensorflow, one pair": (tensorflow_pairs, "tensorflow", ("full", "truncated")),
-    "jax": (jax, "jax", ("full", "truncated")),
-    "jax, autodiff": (jax_autodiff, "jax", ("full",)),
-    "torch autograd": (torch_autograd, "torch", ("full",)),
-    "torch.compile": (torch_compile, "torch", ("full",)),
+# name -> what makes a step, the package it needs, the modes that it has and its devices
+PEERS: dict[str, tuple[Callable[..., Made], str, tuple[str, ...], tuple[str, ...]]] = {
+    "ours": (ours, "pdunroll", ("full", "truncated"), ("cpu", "cuda")),
+    "ours, kernel by kernel": (ours_without_graphs, "pdunroll", ("full", "truncated"), ("cuda",)),
+    "tensorflow": (tensorflow, "tensorflow", ("full", "truncated"), ("cpu",)),
+    "tensorflow, one pair": (tensorflow_pairs, "tensorflow", ("full", "truncated"), ("cpu",)),
+    "jax": (jax, "jax", ("full", "truncated"), ("cpu", "cuda")),
+    "jax, autodiff": (jax_autodiff, "jax", ("full",), ("cpu", "cuda")),
+    "torch autograd": (torch_autograd, "torch", ("full",), ("cpu", "cuda")),
+    "torch.compile": (torch_compile, "torch", ("full",), ("cpu",)),
 }
 
 
@@ -286,7 +305,7 @@ def serve() -> None:
             answer = made["gradient"]()
             made["step"]()
         elif request[0] == "rate":
-            answer = rate(request[1])
+            answer = rate(*request[1:])
         else:
             answer = [timed(made["step"]) for _ in range(request[1])], peak()
         answers.write(base64.b64encode(pickle.dumps(answer)).decode() + "\n")
@@ -300,24 +319,22 @@ def timed(step: Step) -> float:
     return time.perf_counter() - start
 
 
-def rate(batch: int) -> float:
+def rate(batch: int, device: str) -> float:
     """Return the seconds of one product of a batch with the operator, the best of many."""
-    import pdunroll
-    from pdunroll.core.engine import compiled_loops
+    import torch
 
+    import pdunroll
+    from pdunroll.core.engine import captured, compiled_loops
+
+    K = pdunroll.dct_operator(320, 320)
+    if device == "cuda":
+        a, K = torch.ones(batch, 320, device=device), K.to(device)
+        replay, _ = captured(lambda a: [a := a @ K for _ in range(1000)][-1:], (a,))
+        return min(timed(lambda: (replay(), torch.cuda.synchronize())) for _ in range(10)) / 1000
     loops, products = compiled_loops()
-    K, a, out = (
-        pdunroll.dct_operator(320, 320).numpy(),
-        np.ones((batch, 320), np.float32),
-        np.ones((batch, 320), np.float32),
-    )
-    best = float("inf")
-    for number in products.values():
-        for _ in range(2000):
-            start = time.perf_counter()
-            loops.multiply(number, out, a, K, np.float32(1))
-            best = min(best, time.perf_counter() - start)
-    return best
+    a, out = np.ones((batch, 320), np.float32), np.ones((batch, 320), np.float32)
+    calls = [partial(loops.multiply, number, out, a, K.numpy(), np.float32(1)) for number in products.values()]
+    return min(timed(call) for call in calls for _ in range(2000))
 
 
 def peak() -> float:
@@ -357,25 +374,26 @@ def compare(frames: tuple[Any, Any], K0: Any, options: argparse.Namespace) -> It
     pythons = dict(entry.split("=", 1) for entry in options.python)
     for batch, threads, L, mode in product(options.batches, options.threads, options.depths, ("full", "truncated")):
         y, x = (part[:batch] for part in frames)
-        for row in case(mode, L, threads, batch, (K0, y, x), pythons, options.rounds):
+        for row in case(mode, L, threads, batch, (K0, y, x), pythons, options.rounds, options.device):
             print("  ".join(str(value) for value in row.values()), flush=True)
             yield row
 
 
 def case(
-    mode: str, L: int, threads: int, batch: int, given: Any, pythons: dict[str, str], rounds: int
+    mode: str, L: int, threads: int, batch: int, given: Any, pythons: dict[str, str], rounds: int, device: str
 ) -> list[dict[str, Any]]:
     """Return the rows of one size: all peers take turns, a few steps each."""
     peers, gradients = {}, {}
-    for name, (_, package, modes) in PEERS.items():
-        if mode in modes and not (name == "torch.compile" and L > 100):  # which takes minutes to compile
+    for name, (_, package, modes, devices) in PEERS.items():
+        takes_minutes = name == "torch.compile" and L > 100  # to compile
+        if mode in modes and device in devices and not takes_minutes:
             peer = Peer(name, pythons.get(package, sys.executable), threads)
             try:
-                gradients[name] = peer.ask("make", name, (*given, mode, L, threads), set(range(threads)))
+                gradients[name] = peer.ask("make", name, (*given, mode, L, threads, device), set(range(threads)))
                 peers[name] = peer
             except RuntimeError as error:
                 print(error, file=sys.stderr)
-    one = peers["ours"].ask("rate", batch)
+    one = peers["ours"].ask("rate", batch, device)
     times: dict[str, list[float]] = {name: [] for name in peers}
     memory = {}
     for _ in range(rounds):
@@ -396,6 +414,13 @@ def case(
         }
         for name in peers
     ]  # fmt: skip
+
+
+def gpu() -> str:
+    """Return the name of the GPU."""
+    import torch
+
+    return torch.cuda.get_device_name()
 
 
 def cpu() -> str:
@@ -440,22 +465,28 @@ def draw(rows: list[dict[str, Any]], stem: Path, origin: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("prepared", type=Path, help="a folder that `prepare` wrote, of 4-bit frames of 320 samples")
+    parser.add_argument("prepared", help="a folder that `prepare` wrote, of 4-bit frames of 320 samples, or `random`")
     parser.add_argument("table", type=Path, help="the CSV file to write")
     parser.add_argument("--python", action="append", default=[], metavar="PACKAGE=PYTHON")
     parser.add_argument("--depths", type=int, nargs="+", default=[10, 30, 100, 300, 1000])
     parser.add_argument("--batches", type=int, nargs="+", default=[32, 128])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     options = parser.parse_args()
 
     import pdunroll
     from pdunroll.files import read_table, write_table
     from pdunroll.speech.frames import load
 
-    test = load(options.prepared, "test")
-    nontrivial = (np.abs(test.observation) > ETA).any(axis=1)
-    frames = test.truth[nontrivial], test.observation[nontrivial]
+    if options.prepared == "random":
+        truth = np.random.default_rng(0).normal(0, 0.3, (max(options.batches), 320)).clip(-1, 1).astype(np.float32)
+        frames = truth, pdunroll.quantize(truth, bits=4)
+    else:
+        test = load(Path(options.prepared), "test")
+        nontrivial = (np.abs(test.observation) > ETA).any(axis=1)
+        frames = test.truth[nontrivial], test.observation[nontrivial]
+    machine = f"{gpu()}, {cpu()}" if options.device == "cuda" else cpu()
     git = ["git", "rev-parse", "--short=12", "HEAD"]
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     sizes = options.batches, options.threads, options.depths
@@ -465,10 +496,10 @@ def main() -> None:
         if not all(row[key] in wanted for key, wanted in zip(("batch", "threads", "l"), sizes, strict=True))
     ]
     for row in compare(frames, pdunroll.dct_operator(320, 320).numpy(), options):
-        rows.append({**row, "cpu": cpu(), "commit": commit})
+        rows.append({**row, "cpu": machine, "commit": commit})
         rows.sort(key=lambda row: (row["batch"], row["threads"], row["mode"], row["l"]))  # stable: peers in their order
         write_table(options.table, rows)  # what has been measured is kept
-    draw(rows, options.table.with_suffix(""), f"benchmarks/peers.py   {cpu()}   commit {commit}")
+    draw(rows, options.table.with_suffix(""), f"benchmarks/peers.py   {machine}   commit {commit}")
 
 
 if __name__ == "__main__":

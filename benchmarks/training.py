@@ -1,11 +1,11 @@
-"""What a training costs beside its products: memory, checkpoints, Lightning, trainings side by side, and on a GPU.
+"""What a training costs beside its products: memory, checkpoints, Lightning, and trainings side by side.
 
     python benchmarks/training.py outputs/quick [--depths 10 1000]
 
 Writes to OUTPUTS/benchmark/, where OUTPUTS/prepared has the frames:
     memory.csv  peak memory of a training step, each in a process of its own; `pdunroll verdicts` reads it
-    other.csv   Full with checkpoints against without, Lightning's part of a step, the throughput of trainings side by
-                side and, where there is a GPU, steps by CUDA graphs and kernel by kernel (untested on CUDA)
+    other.csv   Full with checkpoints against without, Lightning's part of a step, and the throughput of trainings side
+                by side
 Steps beside those of other libraries are timed by peers.py, `solve` beside other solvers by solvers.py.
 """
 
@@ -28,8 +28,6 @@ from torch import Tensor
 from torch.utils.benchmark import Timer
 
 import pdunroll
-from pdunroll.core.chambolle_pock import chambolle_pock
-from pdunroll.core.engine import Engine, GraphedEngine
 from pdunroll.core.gradients import Backprop
 from pdunroll.files import write_table
 from pdunroll.speech.frames import load, read_manifest
@@ -157,26 +155,6 @@ def work(steps: int) -> None:
         training_step(given, 100, pdunroll.Full())
 
 
-def on_gpu(given: Problem, depth: int, rounds: int, device: str = "cuda") -> list[Row]:
-    """Return the time of forward pass and gradient, by graphs and kernel by kernel. Untested on CUDA."""
-    K, y, x = (tensor.detach().to(device) for tensor in given[:3])
-    algorithm = chambolle_pock(K, radius=given.radius)
-    rows = []
-    for mode in ("full", "truncated"):
-        for name, kind in (("by graphs", GraphedEngine), ("kernel by kernel", Engine)):
-            step = partial(bare_step, kind(algorithm), MODES[mode](depth), K, y, x, depth)
-            step()  # captures
-            seconds = Timer("f()", globals={"f": step}).timeit(rounds).median
-            rows.append(entry(f"{device}, {mode}, L={depth}, batch {len(x)}, {name}", 1e3 * seconds, "ms"))
-    return rows
-
-
-def bare_step(engine: Engine, backprop: Backprop, K: Tensor, y: Tensor, x: Tensor, depth: int) -> Tensor:
-    """Return the gradient of half the squared error by this engine."""
-    primal, kept = backprop.forward(engine, K, x, depth)
-    return backprop.gradient(engine, K, kept, depth, primal - y)
-
-
 def entry(what: str, value: float, unit: str) -> Row:
     """Return a row of other.csv, and print it."""
     print(f"{what}: {value:.3g} {unit}", flush=True)
@@ -198,8 +176,6 @@ def main() -> None:
     for row in rows:
         print(f"{row['mode']}, L={row['l']}: {row['peak_mb']:.1f} MB", flush=True)
     other = [checkpoints(depth, given.rounds), lightning(prepared, bits, given.rounds), side_by_side(given.jobs)]
-    if torch.cuda.is_available():
-        other += [row for batch in (32, 128) for row in on_gpu(random_problem(batch), depth, given.rounds)]
     write_table(folder / "other.csv", other)
 
 
