@@ -324,7 +324,8 @@ def rate(batch: int, device: str) -> float:
     import torch
 
     import pdunroll
-    from pdunroll.core.engine import captured, compiled_loops
+    from pdunroll.core.compiled import compiled_loops
+    from pdunroll.core.graphed import captured
 
     K = pdunroll.dct_operator(320, 320)
     if device == "cuda":

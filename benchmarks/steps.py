@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 import pdunroll
-from pdunroll.core.engine import compiled_loops
+from pdunroll.core.compiled import compiled_loops
 from pdunroll.speech.frames import load
 
 BATCH, ETA = 32, 1 / 16

@@ -22,7 +22,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from pdunroll.commands.entry import CONF, Config
 from pdunroll.commands.entry import settings as settings_from
 from pdunroll.commands.start import run
-from pdunroll.core import engine
+from pdunroll.core import engine, graphed
 
 settings.register_profile("same", derandomize=True)  # the same examples at each run
 settings.load_profile("same")
@@ -184,7 +184,7 @@ def captures(monkeypatch):
 
         return replay, outputs
 
-    monkeypatch.setattr(engine, "captured", captured)
-    monkeypatch.setattr(engine, "_graphs", OrderedDict())
+    monkeypatch.setattr(graphed, "captured", captured)
+    monkeypatch.setattr(graphed, "_graphs", OrderedDict())
     monkeypatch.setattr(engine, "SEGMENT", 5)
     return names

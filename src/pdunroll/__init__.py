@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from pdunroll.core.algorithms import PlainChambollePock as PlainChambollePock
     from pdunroll.core.gradients import Backprop as Backprop
     from pdunroll.core.gradients import Full as Full
-    from pdunroll.core.gradients import unroll as unroll
     from pdunroll.core.halpern import RestartedHalpern as RestartedHalpern
     from pdunroll.core.implicit import Implicit as Implicit
     from pdunroll.core.last_iterations import LastIterations as LastIterations
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from pdunroll.core.problem import dct_operator as dct_operator
     from pdunroll.core.solve import solve as solve
     from pdunroll.core.truncated import Truncated as Truncated
+    from pdunroll.core.unroll import unroll as unroll
     from pdunroll.errors import InputError as InputError
     from pdunroll.evaluation.comparison import compare as compare
     from pdunroll.speech.quantizer import quantize as quantize
@@ -32,7 +32,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "core.algorithms": ["Algorithm", "PlainChambollePock"],
-        "core.gradients": ["Backprop", "Full", "unroll"],
+        "core.gradients": ["Backprop", "Full"],
+        "core.unroll": ["unroll"],
         "core.halpern": ["RestartedHalpern"],
         "core.implicit": ["Implicit"],
         "core.last_iterations": ["LastIterations", "OneStep"],

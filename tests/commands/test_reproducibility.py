@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from conftest import SMOKE_RUNS, command, table
-from pdunroll.core.engine import compiled_loops
+from pdunroll.core.compiled import compiled_loops
 
 HERE, OPERATOR = Path(__file__).parent, "operator.npy"
 SMOKE_ELSEWHERE = 1e-3  # of the MSE, on other processors, which round otherwise

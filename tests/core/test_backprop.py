@@ -12,8 +12,8 @@ import oracles
 import pdunroll
 from oracles import ETA, MASKS, NORMS, SHAPES, gradient, problem, relative
 from pdunroll.core.chambolle_pock import chambolle_pock
-from pdunroll.core.engine import engine_for
-from pdunroll.core.gradients import _Unrolled
+from pdunroll.core.dispatch import engine_for
+from pdunroll.core.unroll import _Unrolled
 
 
 @pytest.mark.parametrize(("m", "n"), SHAPES)

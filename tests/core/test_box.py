@@ -10,9 +10,11 @@ from scipy.optimize import linprog
 import pdunroll
 from oracles import SHAPES, problem, relative
 from pdunroll.core.chambolle_pock import chambolle_pock
-from pdunroll.core.engine import Engine, GraphedEngine, engine_for
-from pdunroll.core.gradients import _Unrolled
+from pdunroll.core.dispatch import engine_for
+from pdunroll.core.engine import Engine
+from pdunroll.core.graphed import GraphedEngine
 from pdunroll.core.problem import Box, Dequantization
+from pdunroll.core.unroll import _Unrolled
 from pdunroll.core.unrolled_halpern import unroll_halpern
 from pdunroll.evaluation.curves import error_curve
 

@@ -7,7 +7,7 @@ import torch
 
 import pdunroll
 from oracles import ETA, MASKS, problem, relative
-from pdunroll.core import engine
+from pdunroll.core import graphed
 from pdunroll.core.unrolled_halpern import unroll_halpern
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -96,7 +96,7 @@ def test_optima_are_certified(dtype, box):
 
 
 def test_a_training_captures_once(graphs):
-    engine._graphs.clear()
+    graphed._graphs.clear()
     operator, truth, x = (tensor.detach().cuda() for tensor in problem(18, 18, dtype=torch.float32))
     operator.requires_grad_()
     optimizer = torch.optim.Adam([operator], lr=1e-3)
@@ -107,7 +107,7 @@ def test_a_training_captures_once(graphs):
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-        counts.append(len(engine._graphs))
+        counts.append(len(graphed._graphs))
     assert losses[-1] < losses[0]
     assert counts[0] == counts[-1]
     assert (counts[0] > 0) == (graphs == "on")

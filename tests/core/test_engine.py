@@ -9,17 +9,12 @@ import torch
 
 import pdunroll
 from oracles import ETA, MASKS, SHAPES, gradient, problem, relative
-from pdunroll.core import engine
+from pdunroll.core import compiled, engine, graphed
 from pdunroll.core.chambolle_pock import Adjoint, Masks, chambolle_pock
-from pdunroll.core.engine import (
-    CompiledEngine,
-    Engine,
-    GraphedEngine,
-    compiled_loops,
-    engine_for,
-    flush_denormals,
-    memory,
-)
+from pdunroll.core.compiled import CompiledEngine, compiled_loops
+from pdunroll.core.dispatch import engine_for
+from pdunroll.core.engine import Engine, flush_denormals, memory
+from pdunroll.core.graphed import GraphedEngine
 from pdunroll.core.problem import PRIMAL_MASKS
 
 PRODUCTS = list(compiled_loops()[1])
@@ -172,7 +167,7 @@ def test_the_product_is_chosen_by_what_is_installed_and_the_environment(monkeypa
 def test_without_numba_or_a_library_the_pure_steps_run(monkeypatch):
     operator, truth, x = problem(11, 18, dtype=torch.float32)
     expected = gradient(operator, truth, x, 20)
-    monkeypatch.setattr(engine, "compiled_loops", lambda: (None, {}))
+    monkeypatch.setattr(compiled, "compiled_loops", lambda: (None, {}))
     assert type(engine_for(chambolle_pock(operator, radius=ETA), operator)) is Engine
     ours = gradient(operator, truth, x, 20)
     torch.testing.assert_close(ours[0], expected[0], rtol=0, atol=2e-5)
@@ -184,9 +179,9 @@ def test_libraries_that_are_not_there_are_passed_over(monkeypatch):
         raise StopIteration
 
     monkeypatch.setattr(
-        engine, "PRODUCTS", {"onednn": (missing, "dnnl_sgemm"), "mkl": (lambda: "/nowhere.so", "sgemm_")}
+        compiled, "PRODUCTS", {"onednn": (missing, "dnnl_sgemm"), "mkl": (lambda: "/nowhere.so", "sgemm_")}
     )
-    assert engine._addresses() == {}
+    assert compiled._addresses() == {}
 
 
 STRATEGIES = {
@@ -225,7 +220,7 @@ def test_a_training_on_a_gpu_would_use_graphs(captures, monkeypatch):
     operator, truth, x = problem(11, 18)
     expected = [gradient(operator, truth, x, 18, strategy("active_set")) for strategy in STRATEGIES.values()]
     assert not captures
-    monkeypatch.setattr("pdunroll.core.gradients.engine_for", lambda algorithm, K: GraphedEngine(algorithm))
+    monkeypatch.setattr("pdunroll.core.unroll.engine_for", lambda algorithm, K: GraphedEngine(algorithm))
     for strategy, (restored, theirs) in zip(STRATEGIES.values(), expected, strict=True):
         ours = gradient(operator, truth, x, 18, strategy("active_set"))
         torch.testing.assert_close(ours[0], restored, rtol=0, atol=1e-12)
@@ -234,12 +229,12 @@ def test_a_training_on_a_gpu_would_use_graphs(captures, monkeypatch):
 
 
 def test_graphs_that_were_not_used_for_long_are_let_go(captures, monkeypatch):
-    monkeypatch.setattr(engine, "GRAPHS", 2)
+    monkeypatch.setattr(graphed, "GRAPHS", 2)
     for number in (1, 2, 3, 2, 1):
         operator, _, x = problem(11, 18)
         GraphedEngine(chambolle_pock(operator, radius=ETA)).iterate(operator.detach(), x, number)
     assert len(captures) == 4
-    assert len(engine._graphs) == 2
+    assert len(graphed._graphs) == 2
 
 
 class OnCuda:

@@ -8,7 +8,7 @@ import torch
 
 import pdunroll
 from pdunroll.core.chambolle_pock import chambolle_pock
-from pdunroll.core.engine import engine_for
+from pdunroll.core.dispatch import engine_for
 from pdunroll.core.implicit import least_squares
 
 RADIUS = 1 / 16

@@ -11,7 +11,7 @@ import pdunroll
 from oracles import ETA, MASKS, NORMS, SHAPES, gradient, problem, relative
 from pdunroll.core import piggyback
 from pdunroll.core.chambolle_pock import Adjoint, chambolle_pock
-from pdunroll.core.engine import engine_for
+from pdunroll.core.dispatch import engine_for
 from pdunroll.core.implicit import multipliers
 from pdunroll.core.problem import Masks
 

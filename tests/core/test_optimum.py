@@ -16,7 +16,7 @@ import pdunroll
 from conftest import ROOT
 from oracles import ETA, SHAPES, problem, relative
 from pdunroll.core.chambolle_pock import chambolle_pock
-from pdunroll.core.engine import engine_for
+from pdunroll.core.dispatch import engine_for
 from pdunroll.core.implicit import multipliers
 from pdunroll.core.polish import lu_factors
 from pdunroll.core.problem import Dequantization, Masks

@@ -137,6 +137,12 @@ def test_the_loss_after_halpern_iterations_is_the_error_of_their_result():
     assert HalpernDepth().loss(own, (y, x), 0, None) == 0.5 * (restored - y).square().sum()
 
 
+def test_halpern_iterations_learn_no_step_sizes():
+    own, (y, x) = network(learned_steps=True), batch()
+    with pytest.raises(InputError, match="learned_steps=false"):
+        HalpernDepth().loss(own, (y, x), 0, None)
+
+
 def test_a_warm_start_that_does_not_fit_is_refused():
     own, (_, x) = network(backprop=Implicit()), batch()
     x = torch.cat([x, torch.full((1, N), ETA / 2).double()])  # trivial: not iterated

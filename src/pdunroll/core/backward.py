@@ -34,12 +34,13 @@ INPUTS = {"active_set": ("observation", "radius", "steps"), "released": ("steps"
 
 
 class InputGradients(NamedTuple):
-    """Gradients of the loss with respect to the inputs of `unroll` beside the operator, where a mode has them."""
+    """Gradients of the loss with respect to the inputs of `unroll`, where a mode has them."""
 
     observation: Tensor  # (B, n)
     radius: Tensor  # ()
     sigma: Tensor | None = None  # ()
     tau: Tensor | None = None  # ()
+    operator: Tensor | None = None  # (m, n), where the same sums give it
 
 
 def lemma(engine: Engine, K: Tensor, tapes: Iterable[Tape], iterations: int, grad: Tensor) -> Tensor:
@@ -95,7 +96,7 @@ def input_gradients(
     engine: Engine, K: Tensor, x: Tensor, tapes: Iterable[Tape], iterations: int, y: Tensor, grad: Tensor,
     *, from_start: bool,
 ) -> InputGradients:  # fmt: skip
-    """Return the gradients with respect to x, the radius and the step sizes over taped iterations.
+    """Return the gradients with respect to x, the radius, the step sizes and the operator over taped iterations.
 
     Args:
         engine: runs Algorithm 2.
@@ -107,13 +108,13 @@ def input_gradients(
         grad: grad_y of the loss at y^L, (B, n).
         from_start: whether the first of these iterations is the first of Algorithm 1, which starts from x.
     """
-    sigma, theta = engine.algorithm.sigma, engine.algorithm.theta
-    dual_terms, primal_terms = torch.zeros_like(K), torch.zeros_like(K)  # sums of delta_D ybar^T and psi delta_P^T
+    sigma, tau, theta = engine.algorithm.sigma, engine.algorithm.tau, engine.algorithm.theta
+    dual_terms, primal_terms = (torch.zeros_like(K, memory_format=torch.contiguous_format) for _ in range(2))
     observation, radius = torch.zeros_like(x), x.new_zeros(())
     following, earliest = y, engine.algorithm.adjoint_start(K, grad)
     for tape, delta_primal, delta_dual, later, first in backward_blocks(engine, K, tapes, iterations, grad):
-        dual_terms.addmm_(delta_dual.flatten(0, 1).T, tape.extrapolated.flatten(0, 1))
-        primal_terms.addmm_(tape.dual.flatten(0, 1).T, delta_primal.flatten(0, 1))
+        engine.add_outer(dual_terms, sigma, delta_dual.flatten(0, 1), tape.extrapolated.flatten(0, 1))
+        engine.add_outer(primal_terms, -tau, tape.dual.flatten(0, 1), delta_primal.flatten(0, 1))
         dual = torch.cat([delta_dual, later.dual[None]])
         dual_bar = dual[:-1] + theta * (dual[:-1] - dual[1:])
         at_primal = torch.cat([delta_primal[1:], later.primal[None]])  # g, (s, B, n)
@@ -125,4 +126,5 @@ def input_gradients(
         following, earliest = tape.extrapolated[0].clone(), first
     if from_start:  # of y^0 and ybar^0
         observation += earliest.primal + sigma * (earliest.dual_bar - theta * earliest.dual) @ K
-    return InputGradients(observation, radius, (K * dual_terms).sum(), -(K * primal_terms).sum())
+    steps = (K * dual_terms).sum() / sigma, (K * primal_terms).sum() / tau
+    return InputGradients(observation, radius, *steps, operator=dual_terms + primal_terms)

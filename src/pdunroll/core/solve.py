@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pdunroll.core.algorithms import Algorithm, Point
 from pdunroll.core.chambolle_pock import chambolle_pock, magnitude
-from pdunroll.core.engine import engine_for
+from pdunroll.core.dispatch import engine_for
 from pdunroll.core.halpern import RestartedHalpern
 from pdunroll.core.polish import polish
 from pdunroll.core.problem import Box, Dequantization, Masks, Observation, require_problem

@@ -29,10 +29,11 @@ from torch import Tensor
 
 from pdunroll.core.chambolle_pock import ChambollePock, chambolle_pock
 from pdunroll.core.engine import Engine, Tape
-from pdunroll.core.gradients import Backprop, Full, check, iterated
+from pdunroll.core.gradients import Backprop, Full
 from pdunroll.core.implicit import Implicit
 from pdunroll.core.problem import MaskOf, Masks, Observation
 from pdunroll.core.truncated import Truncated
+from pdunroll.core.unroll import check, iterated
 from pdunroll.errors import InputError
 
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from pdunroll.core.chambolle_pock import chambolle_pock
-from pdunroll.core.gradients import Backprop, Full, check, unroll
+from pdunroll.core.gradients import Backprop, Full
 from pdunroll.core.problem import Box, Observation
+from pdunroll.core.unroll import check, unroll
 from pdunroll.errors import InputError, require_integer, shown
 from pdunroll.evaluation import theory
 

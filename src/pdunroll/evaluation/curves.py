@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pdunroll.core.chambolle_pock import ChambollePock, Iterate
 from pdunroll.core.closed_form import Vertex, iterates_after, masks_are_final, vertex
-from pdunroll.core.engine import engine_for
+from pdunroll.core.dispatch import engine_for
 from pdunroll.core.problem import Masks, Observation
 
 FIRST_CHECK = 200  # iterations before the first check for frames that may leave the batch

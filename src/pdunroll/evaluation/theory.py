@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pdunroll.core.chambolle_pock import ChambollePock, Iterate
-from pdunroll.core.engine import engine_for
+from pdunroll.core.dispatch import engine_for
 from pdunroll.core.gradients import Full
 from pdunroll.core.implicit import multipliers
 from pdunroll.core.problem import PRIMAL_MASKS, Masks, Observation

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from pdunroll.core.chambolle_pock import chambolle_pock
-from pdunroll.core.engine import engine_for
+from pdunroll.core.dispatch import engine_for
 from pdunroll.core.solve import solve
 
 RADIUS = 1 / 16  # half a cell, in the units in which frames are solved

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from pdunroll.core.chambolle_pock import Iterate, chambolle_pock
-from pdunroll.core.engine import engine_for, flush_denormals
-from pdunroll.core.gradients import Backprop, Scalar, unroll
+from pdunroll.core.dispatch import engine_for
+from pdunroll.core.engine import flush_denormals
+from pdunroll.core.gradients import Backprop
 from pdunroll.core.problem import Box, dct_operator
+from pdunroll.core.unroll import Scalar, unroll
 from pdunroll.errors import InputError
 
 SCALE, LARGEST_SCALE = 0.99, 0.999  # where c starts if it is learned, and its bound

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pdunroll.core.implicit import Implicit
 from pdunroll.core.unrolled_halpern import unroll_halpern
-from pdunroll.errors import require_integer
+from pdunroll.errors import InputError, require_integer
 from pdunroll.training.network import UnrolledNetwork
 
 
@@ -169,6 +169,8 @@ class HalpernDepth(Objective):
 
     def restore(self, network: UnrolledNetwork, *observed: Tensor) -> Tensor:
         """Return the result of L Halpern iterations, (B, n)."""
+        if network.learned_steps:
+            raise InputError("objective=halpern learns no step sizes; set network.learned_steps=false")
         return unroll_halpern(
             network.operator, **network.known(*observed), iterations=network.iterations,
             backprop=network.backprop, step_ratio=network.step_ratio, step_norm=network.step_norm,

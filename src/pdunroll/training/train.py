@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pytorch_lightning.loggers import Logger, WandbLogger
 
 from pdunroll.config import Tracking
-from pdunroll.core.engine import product_name
+from pdunroll.core.compiled import product_name
 from pdunroll.core.gradients import Backprop
 from pdunroll.errors import DivergenceError
 from pdunroll.speech.degradation import Degradation
