@@ -17,7 +17,7 @@ from scipy.linalg import blas, eigh
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
-from pdunroll.core.problem import Dequantization, MaskOf, Masks, Observation, dual_mask
+from pdunroll.core.problem import Dequantization, MaskOf, Masks, Observation, PrimalMask, dual_mask
 from pdunroll.errors import InputError, require_choice, require_positive, require_share
 
 
@@ -95,6 +95,11 @@ class ChambollePock:
     def masks(self, s: Iterate, x: Observation, mask: MaskOf) -> Masks:
         """Return the Jacobians' diagonals at an iterate, with this one of the primal prox."""
         return Masks(dual_mask(s.z_dual), mask(self.problem.box(x)).of(s.z_primal))
+
+    def step_with_masks(self, K: Tensor, x: Observation, s: Iterate, mask: PrimalMask) -> tuple[Iterate, Masks]:
+        """Return the iterate after `s`, and the Jacobians' diagonals there, with this one of the primal prox."""
+        s = self.step(K, x, s)
+        return s, Masks(dual_mask(s.z_dual), mask.of(s.z_primal))
 
     @staticmethod
     def adjoint_start(K: Tensor, grad: Tensor) -> Adjoint:

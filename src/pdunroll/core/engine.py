@@ -119,11 +119,12 @@ def _iterate(algorithm: ChambollePock, count: int, K: Tensor, *tensors: Tensor) 
 
 
 def _record(algorithm: ChambollePock, fixed: tuple[int, MaskOf], K: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-    (count, mask), box, iterate = fixed, Box(*tensors[:3]), Iterate(*tensors[3:])
-    kept = []
+    (count, mask_of), box, iterate = fixed, Box(*tensors[:3]), Iterate(*tensors[3:])
+    mask, kept = mask_of(box), []
     for _ in range(count):
-        before, iterate = iterate, algorithm.step(K, box, iterate)
-        kept.append((iterate.dual, before.extrapolated, *algorithm.masks(iterate, box, mask)))
+        before = iterate
+        iterate, masks = algorithm.step_with_masks(K, box, before, mask)
+        kept.append((iterate.dual, before.extrapolated, *masks))
     last = iterate.z_dual, iterate.z_primal, iterate.primal, iterate.extrapolated
     return *map(torch.stack, zip(*kept, strict=True)), *last
 
