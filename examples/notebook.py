@@ -14,8 +14,8 @@
 # # A first look, in a minute
 #
 # This notebook trains an operator on four minutes of synthetic speech and shows what the paper is about: the learned
-# operator, the bump of the error at the number of training iterations, the gradients of the modes and their limit, and
-# a restored sentence. It is the script `examples/notebook.py`, which Jupyter opens by means of jupytext.
+# operator, the rise of the error after the number of training iterations (the "bump"), the gradients of the modes
+# and their limit, and a restored sentence. It is the script `examples/notebook.py`, which Jupyter opens by means of jupytext.
 
 # %%
 import tempfile
@@ -33,13 +33,13 @@ from pdunroll.speech.sources import Synthetic
 
 warnings.filterwarnings("ignore", message="IProgress not found")
 torch.manual_seed(0)
-torch.set_num_threads(1)  # for matrices as small as these, more threads only wait for each other
+torch.set_num_threads(1)  # more threads are no faster for matrices as small as these
 plt.rcParams.update({"axes.grid": True, "grid.alpha": 0.25, "figure.dpi": 110})
 
 # %% [markdown]
 # ## Speech
 #
-# espeak-ng speaks, each split with a voice of its own. Every file is scaled to peak 1, cut into frames of 320 samples
+# espeak-ng synthesizes sentences; no voice is in two splits. Every file is scaled to peak 1, cut into frames of 320 samples
 # (20 ms) and quantized to 4 bits: `y` is the ground truth, `x` the observation, and `|y - x| <= 1/16`.
 
 # %%
@@ -57,7 +57,7 @@ print(f"MSE of the quantized test frames: {(x_test - y_test).square().mean():.2e
 # %% [markdown]
 # ## Training
 #
-# The network runs 30 iterations of the Chambolle-Pock algorithm; its only parameter is the operator `K`, which starts
+# The network runs 30 iterations of the Chambolle-Pock algorithm; it learns only the operator `K`, which starts
 # as the DCT. `backprop` chooses the backward pass: here full backpropagation with the mask of the released code.
 
 # %%
@@ -120,7 +120,7 @@ ax.legend()
 plt.show()
 
 # %% [markdown]
-# ## The gradients beside their limit
+# ## The gradients compared with their limit
 #
 # As the number of iterations grows, the gradient tends to a limit that depends on the optimal solutions alone.
 # `Implicit` computes this limit by a linear solve for each frame. The figure shows the cosine between it and the
