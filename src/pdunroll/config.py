@@ -25,7 +25,7 @@ from pdunroll.errors import (
 )
 
 CONF = str(Path(__file__).resolve().parents[2] / "conf")
-MOST = 10**9  # the largest number of anything that is counted
+MOST = 10**9  # the upper bound of counts
 
 
 def setting(default: Any, check: Callable[..., object], *limits: Any, symbol: str = "") -> Any:
@@ -34,68 +34,69 @@ def setting(default: Any, check: Callable[..., object], *limits: Any, symbol: st
     Args:
         default: the default value.
         check: one of the checks of `pdunroll.errors`.
-        limits: what the check takes after name and value.
-        symbol: the paper's symbol, which a message shows after the name.
+        limits: the further arguments of the check.
+        symbol: the paper's symbol, which error messages show after the name.
     """
     return field(default=default, metadata={"check": check, "limits": limits, "symbol": symbol})
 
 
 @dataclass
 class Data:
-    """Where speech comes from, and how it is cut and degraded."""
+    """The corpus, its frames and their degradation."""
 
-    name: str = MISSING  # in tables and figures
-    root: str | None = None  # a folder of audio, for the sources that read one
-    source: Any = MISSING  # a pdunroll.speech.sources.Source
-    frame_length: int = setting(320, require_integer, 1, 10**6)  # n, samples
-    bits: int = setting(4, require_integer, 1, 32)  # of the quantizer
-    level: float | None = setting(None, require_share)  # where samples are clipped, as a share of the peak; null: not
-    missing: float = setting(0.0, require_within, 0, 0.99)  # share of samples
+    name: str = MISSING  # name of the corpus in tables and figures
+    root: str | None = None  # folder of audio files, for sources that read one
+    source: Any = MISSING  # the corpus, a pdunroll.speech.sources.Source
+    frame_length: int = setting(320, require_integer, 1, 10**6)  # n, the number of samples in a frame
+    bits: int = setting(4, require_integer, 1, 32)  # bits of the quantizer
+    level: float | None = setting(None, require_share)  # clipping level as a share of the peak; null: none
+    missing: float = setting(0.0, require_within, 0, 0.99)  # share of samples that are lost
 
 
 @dataclass
 class Network:
-    """The size and the step sizes of the unrolled algorithm."""
+    """The unrolled algorithm: its size and its step sizes."""
 
-    iterations: int = setting(10, require_integer, 1, 10**6, symbol="L")  # in training
-    rows: int | None = setting(None, require_integer, 1, 10**6, symbol="m")  # n if null
+    iterations: int = setting(10, require_integer, 1, 10**6, symbol="L")  # L, in training
+    rows: int | None = setting(None, require_integer, 1, 10**6, symbol="m")  # m, the number of rows of K; null: n
     step_ratio: float = setting(10.0, require_within, 1e-6, 1e6)  # sqrt(sigma / tau)
     extrapolation: float = setting(1.0, require_within, 0, 1)  # theta
-    # ||K|| in the step sizes: as published, or "spectral" for the largest steps
+    # norm of K in the step sizes: frobenius as published, or spectral for the largest steps allowed
     step_norm: str = setting("frobenius", require_choice, ("frobenius", "spectral"))
-    learned_steps: bool = False  # learn sigma and tau with K, from these on
+    learned_steps: bool = False  # learn sigma and tau together with K, starting from these
 
 
 @dataclass
 class Optimization:
-    """Adam with a linearly decaying rate.
+    """Learning rate, batches and validation.
 
     The released code has adam_epsilon=1e-7 (the default of Keras), decay_counts=frames and shuffle_buffer=1000.
     """
 
-    learning_rate: float = setting(1e-5, require_positive)  # of the first step
-    final_learning_rate: float = setting(1e-8, require_positive)  # of the last step
-    adam_epsilon: float = setting(1e-8, require_positive)  # 1e-7 in the released code
-    decay_counts: str = setting("steps", require_choice, ("steps", "frames"))  # by "frames" the rate hardly falls
+    learning_rate: float = setting(1e-5, require_positive)  # learning rate of the first step
+    final_learning_rate: float = setting(1e-8, require_positive)  # learning rate of the last step
+    adam_epsilon: float = setting(1e-8, require_positive)  # epsilon of Adam; 1e-7 in the released code
+    # what the schedule counts: steps, or frames as in the released code, by which the rate hardly falls
+    decay_counts: str = setting("steps", require_choice, ("steps", "frames"))
     epochs: int = setting(20, require_integer, 1, MOST)  # passes over the training frames
-    batch_size: int = setting(32, require_integer, 1, MOST)  # frames
-    shuffle_buffer: int | None = setting(None, require_integer, 1, MOST)  # frames to draw the next one from; null: all
-    train_frames: int | None = setting(None, require_integer, 1, MOST)  # drawn for each epoch; null: all
-    validation_frames: int | None = setting(1024, require_integer, 1, MOST)  # drawn once; null: all
-    validations_per_epoch: int = setting(1, require_integer, 1, MOST)  # evenly spaced
+    batch_size: int = setting(32, require_integer, 1, MOST)  # frames in a batch
+    shuffle_buffer: int | None = setting(None, require_integer, 1, MOST)  # size in frames; null: shuffle all frames
+    train_frames: int | None = setting(None, require_integer, 1, MOST)  # number drawn for each epoch; null: all
+    validation_frames: int | None = setting(1024, require_integer, 1, MOST)  # number drawn once; null: all
+    validations_per_epoch: int = setting(1, require_integer, 1, MOST)  # number, evenly spaced
 
 
 @dataclass
 class Trainer:
-    """The machine's part, which does not change what is learned, and Lightning's further options, which may."""
+    """The device, which does not change what is learned, and further options of Lightning's Trainer, which may."""
 
     accelerator: str = setting("cpu", require_choice, ("cpu", "gpu"))  # cpu or gpu
-    threads: int = setting(1, require_integer, 1, MOST)  # of torch, in each process
-    options: dict[str, Any] = field(default_factory=dict)  # of Lightning's Trainer, such as gradient_clip_val
+    threads: int = setting(1, require_integer, 1, MOST)  # threads of torch in each process
+    options: dict[str, Any] = field(default_factory=dict)  # Lightning's, such as gradient_clip_val
 
     @property
     def usable_threads(self) -> int:
-        """The number of threads, at most that of the machine's cores."""
+        """The number of threads, limited to the number of cores."""
         return min(self.threads, os.cpu_count() or 1)
 
 
@@ -103,91 +104,91 @@ class Trainer:
 class Tracking:
     """Weights & Biases; the CSV tables are written in any case."""
 
-    mode: str = setting("offline", require_choice, ("offline", "online", "disabled"))  # disabled by tracking=off
-    project: str = "pdunroll"  # on Weights & Biases
-    entity: str | None = None  # user or team; the login's own if null
+    mode: str = setting("offline", require_choice, ("offline", "online", "disabled"))  # offline, online or disabled
+    project: str = "pdunroll"  # project on Weights & Biases
+    entity: str | None = None  # user or team; null: that of the login
 
 
 @dataclass
 class Evaluation:
-    """The test error after every number of iterations."""
+    """Test errors along the iterations and at the certified optimum."""
 
     runs: str = MISSING  # folder of the trainings
-    iterations: int = setting(100_000, require_integer, 1, MOST)  # L_inference
-    points: int = setting(100, require_integer, 1, MOST)  # at least so many numbers of iterations, log-spaced
-    frames: int | None = setting(1024, require_integer, 1, MOST)  # test frames, drawn with the seed; null: all
-    seed: int = 0  # of what is drawn
-    tolerance: float = setting(1e-6, require_positive)  # relative duality gap of the certified optima
-    max_iterations: int = setting(100_000, require_integer, 1, MOST)  # of the algorithm that finds them
-    batch_size: int = setting(256, require_integer, 1, MOST)  # frames at a time
-    jobs: int | None = setting(None, require_integer, 1, MOST)  # operators side by side, a thread each; null: all cores
+    iterations: int = setting(100_000, require_integer, 1, MOST)  # largest number of iterations in inference
+    points: int = setting(100, require_integer, 1, MOST)  # least number of log-spaced iteration counts
+    frames: int | None = setting(1024, require_integer, 1, MOST)  # number of test frames, drawn by the seed; null: all
+    seed: int = 0  # seed of the drawn frames
+    tolerance: float = setting(1e-6, require_positive)  # relative duality gap of certified optima
+    max_iterations: int = setting(100_000, require_integer, 1, MOST)  # limit for finding a certified optimum
+    batch_size: int = setting(256, require_integer, 1, MOST)  # number of frames processed together
+    jobs: int | None = setting(None, require_integer, 1, MOST)  # operators in parallel, a thread each; null: all cores
 
 
 @dataclass
 class Theory:
-    """Which theorems are measured where."""
+    """The operators, frames and iterations for which the theorems are measured."""
 
-    runs: list[str] = field(default_factory=list)  # trained operators beside the DCT, as folder names
-    frames: int = setting(64, require_integer, 1, MOST)  # vertex frames that are measured
-    count_frames: int = setting(256, require_integer, 1, MOST)  # test frames, drawn with the seed, that begin with them
-    iterations: int = setting(100_000, require_integer, 100, MOST)  # largest L and b
-    seed: int = 0  # of what is drawn
+    runs: list[str] = field(default_factory=list)  # folders of trained operators to measure beside the DCT
+    frames: int = setting(64, require_integer, 1, MOST)  # number of nontrivial frames that are measured
+    count_frames: int = setting(256, require_integer, 1, MOST)  # number of test frames to draw them from
+    iterations: int = setting(100_000, require_integer, 100, MOST)  # largest L and largest b
+    seed: int = 0  # seed of the drawn frames
 
 
 @dataclass
 class Quality:
     """Speech quality over whole test sentences."""
 
-    sentences: int | None = setting(12, require_integer, 1, MOST)  # drawn with the seed; null: all
-    listen: int = setting(3, require_integer, 0, MOST)  # of them, written as audio
-    seed: int = setting(0, require_integer, 0)  # of what is drawn
-    shifts: int = setting(8, require_integer, 1, MOST)  # grids of frames to average over, beside a single one
-    tolerance: float = setting(1e-2, require_positive)  # relative duality gap
-    max_iterations: int = setting(20_000, require_integer, 1, MOST)  # of the algorithm
-    jobs: int | None = setting(None, require_integer, 1, MOST)  # operators side by side, a thread each; null: all cores
+    sentences: int | None = setting(12, require_integer, 1, MOST)  # number, drawn with the seed; null: all
+    listen: int = setting(3, require_integer, 0, MOST)  # number of them to write as audio
+    seed: int = setting(0, require_integer, 0)  # seed of the drawn sentences
+    shifts: int = setting(8, require_integer, 1, MOST)  # shifted grids to average over, beside a single one
+    tolerance: float = setting(1e-2, require_positive)  # relative duality gap of the restored frames
+    max_iterations: int = setting(20_000, require_integer, 1, MOST)  # limit for reaching the tolerance
+    jobs: int | None = setting(None, require_integer, 1, MOST)  # operators in parallel, a thread each; null: all cores
 
 
 @dataclass
 class Figures:
     """What the figures show."""
 
-    l_training: list[int] | None = None  # curves of the interpretability figure; all if null
-    step_norms: list[str] | None = None  # panels of the two figures of the paper; all that were trained if null
-    regime_borders: list[float] = field(default_factory=lambda: [35.0, 150.0])  # in L, between the paper's regimes
+    l_training: list[int] | None = None  # L whose curves the interpretability figure shows; null: all
+    step_norms: list[str] | None = None  # norms that the paper's two figures show; null: all that were trained
+    regime_borders: list[float] = field(default_factory=lambda: [35.0, 150.0])  # L between the paper's regimes
 
 
 @dataclass
 class Verdicts:
-    """When a claim holds."""
+    """The thresholds by which claims are judged."""
 
-    margin: float = setting(0.01, require_share)  # share of the error below which differences do not count
-    time_margin: float = setting(0.25, require_share)  # by which a time may differ from the claimed one
-    memory_margin: float = setting(0.05, require_share)  # share of full's growth that counts as constant
-    confidence: float = setting(0.95, require_share)  # of the intervals
-    resamples: int = setting(2000, require_integer, 100, MOST)  # of the bootstrap
-    seed: int = setting(0, require_integer, 0)  # of what is drawn
+    margin: float = setting(0.01, require_share)  # relative difference of errors that counts as none
+    time_margin: float = setting(0.25, require_share)  # allowed relative deviation from a claimed time
+    memory_margin: float = setting(0.05, require_share)  # growth, relative to that of full, that counts as none
+    confidence: float = setting(0.95, require_share)  # confidence level of the intervals
+    resamples: int = setting(2000, require_integer, 100, MOST)  # number of bootstrap resamples
+    seed: int = setting(0, require_integer, 0)  # seed of the resamples
 
 
 @dataclass
 class Config:
     """All settings of a command."""
 
-    name: str = setting(MISSING, require_name)  # folder below outputs/ and multirun/
-    run: str = setting(MISSING, require_name)  # folder of one training below that
+    name: str = setting(MISSING, require_name)  # name of the experiment: its folder in outputs/ and multirun/
+    run: str = setting(MISSING, require_name)  # name of a training: its folder in multirun/NAME/
     prepared: Path = MISSING  # folder of the prepared frames
-    seed: int = setting(0, require_integer, 0, 2**32 - 1)  # of a training
-    retrain: bool = False  # train finished runs again that were made by other code of pdunroll
+    seed: int = setting(0, require_integer, 0, 2**32 - 1)  # seed of a training
+    retrain: bool = False  # train finished runs again if another version of pdunroll made them
     data: Data = MISSING
     backprop: dict[str, Any] = MISSING  # the backward pass; each file of the group explains its settings
-    objective: dict[str, Any] = MISSING  # what is minimized, a pdunroll.training.objectives.Objective
-    algorithm: dict[str, Any] = MISSING  # a pdunroll.Algorithm, for certified optima
+    objective: dict[str, Any] = MISSING  # the loss, a pdunroll.training.objectives.Objective
+    algorithm: dict[str, Any] = MISSING  # the solver for certified optima, a pdunroll.Algorithm
     network: Network = field(default_factory=Network)
     optimization: Optimization = field(default_factory=Optimization)
     trainer: Trainer = MISSING
-    optimizer: dict[str, Any] = MISSING  # a torch.optim.Optimizer, as a partial that is given the parameters and lr
-    schedule: dict[str, Any] | None = None  # a torch LRScheduler, stepped every step; null: the rate falls linearly
-    callbacks: dict[str, Any] = field(default_factory=dict)  # further callbacks of Lightning, by any name
-    logger: dict[str, Any] = field(default_factory=dict)  # further loggers of Lightning, by any name
+    optimizer: dict[str, Any] = MISSING  # a torch.optim.Optimizer, called with the parameters and lr
+    schedule: dict[str, Any] | None = None  # a torch LRScheduler, called with the optimizer; null: linear decay
+    callbacks: dict[str, Any] = field(default_factory=dict)  # further Lightning callbacks, under arbitrary names
+    logger: dict[str, Any] = field(default_factory=dict)  # further Lightning loggers, under arbitrary names
     tracking: Tracking = MISSING
     evaluation: Evaluation = field(default_factory=Evaluation)
     theory: Theory = field(default_factory=Theory)
@@ -200,14 +201,14 @@ class Config:
         """The settings that a training's result depends on."""
         adam = {"_target_": "torch.optim.Adam", "_partial_": True, "eps": self.optimization.adam_epsilon, "fused": True}
         own = {
-            "objective": self.objective if self.objective["label"] else None,  # none for the error after L iterations
-            "optimizer": self.optimizer if self.optimizer != adam else None,  # as in records from before the setting
+            "objective": self.objective if self.objective["label"] else None,  # None for the error after L iterations
+            "optimizer": self.optimizer if self.optimizer != adam else None,  # as in records made before this setting
             "schedule": self.schedule,
             "trainer": self.trainer.options,
             "callbacks": self.callbacks,
         }
         network = asdict(self.network)
-        if not network["learned_steps"]:  # as in records from before the setting
+        if not network["learned_steps"]:  # as in records made before this setting
             del network["learned_steps"]
         data, degraded = self.data, {"level": self.data.level, "missing": self.data.missing}
         return {
@@ -224,18 +225,18 @@ class Config:
 
     @property
     def outputs(self) -> Path:
-        """Where the tables and figures of this experiment are."""
+        """The folder of the tables and figures of this experiment."""
         return Path("outputs") / self.name
 
 
 def _recorded(mode: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings of a mode without `checkpoint_every` where it is not used, as older records hold them."""
+    """Return the settings of a mode without an unused `checkpoint_every`, so that older records match."""
     kept = {name: value for name, value in mode.items() if (name, value) != ("checkpoint_every", None)}
     return {name: _recorded(value) if isinstance(value, dict) else value for name, value in kept.items()}
 
 
 def check_settings(config: Config) -> None:
-    """Raise `InputError` that names the first setting out of its range, or one that does not exist."""
+    """Raise `InputError` naming the first setting that is out of range or does not exist."""
     sections = [("", config), *((f"{name}.", node) for name, node in vars(config).items() if is_dataclass(node))]
     for prefix, node in sections:
         if unknown := set(vars(node)) - {own.name for own in fields(node)}:
@@ -264,6 +265,6 @@ def check_settings(config: Config) -> None:
 
 
 def _require_target(name: str, node: object) -> None:
-    """Raise `InputError` unless a node of the configuration says which class is to be built."""
+    """Raise `InputError` unless a node of the configuration names a class by `_target_`."""
     if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
         raise InputError(f"{name} must be a mapping with a _target_, got {node!r}; see the files in {CONF}")

@@ -227,5 +227,5 @@ def test_help_needs_no_torch(name):
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "experiment: declip, demo, future, paper, quick, smoke" in done.stdout
-    assert "  network.iterations (int): in training\n" in done.stdout
+    assert "  network.iterations (int): L, in training\n" in done.stdout
     assert "  learning_rate: 0.0001\n" in done.stdout
