@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pdunroll.evaluation.comparison import compare as compare
     from pdunroll.speech.quantizer import quantize as quantize
 
-# Loaded at first use, so that `import pdunroll` and every --help stay free of the seconds that torch takes.
+# Loaded at first use, so that `import pdunroll` and --help do not spend seconds on importing torch.
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={

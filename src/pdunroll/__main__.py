@@ -36,7 +36,7 @@ def main() -> None:
         from pdunroll.commands.start import run
 
         given = sys.argv[2:]
-        sweeping = [flag for flag in given if flag in ("-m", "--multirun")]  # Hydra takes them before overrides only
+        sweeping = [flag for flag in given if flag in ("-m", "--multirun")]  # only valid before the overrides
         sys.argv = [f"pdunroll {name}", *sweeping, *(part for part in given if part not in sweeping)]
         run(name)
 

@@ -75,6 +75,6 @@ def require_name(name: str, value: str) -> str:
 
 
 def shown(value: object) -> str:
-    """Return `value` as it is written in Python, in one short line."""
+    """Return the `repr` of a value, on one line and cut to 100 characters."""
     text = " ".join(repr(value).split())
     return text if len(text) <= 100 else f"{text[:100]}..."

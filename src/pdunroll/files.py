@@ -1,4 +1,4 @@
-"""Files and folders: atomic writes, tidy tables, content checked by a schema, folders that are replaced as a whole."""
+"""Files and folders: atomic writes, CSV tables, JSON that is checked by a schema, and replacement of whole folders."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ from pdunroll.errors import InputError
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside `path` to write to; it takes the place of `path` when all went well.
+    """Yield a temporary path beside `path` to write to, and rename it to `path` unless an exception is raised.
 
-    What a killed process of this machine has left there of the same file is removed. Errors of the system name `path`.
+    Temporary files that killed processes of this machine have left of the same file are removed. An `OSError` names
+    `path`.
     """
     temporary = _temporary(path)
     try:
@@ -36,7 +37,7 @@ def atomic(path: Path) -> Iterator[Path]:
 
 
 def _temporary(path: Path) -> Path:
-    """Return a hidden name beside `path` for this process; remove what killed processes of this machine have left."""
+    """Return a hidden path beside `path` for this process; remove those that killed processes have left."""
     path.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{path.name}.{machine()}."
     for stale in path.parent.glob(f"{glob.escape(prefix)}*.partial"):
@@ -46,12 +47,12 @@ def _temporary(path: Path) -> Path:
 
 
 def machine() -> str:
-    """Return the name of this machine, without dots, as a part of file names."""
+    """Return the name of this machine without dots, for use in file names."""
     return platform.node().replace(".", "-")
 
 
 def _naming(error: OSError, path: Path, temporary: Path) -> OSError:
-    """Return the error with the name of what was to be written, where it has none or the temporary one."""
+    """Return the error naming `path`, if it names the temporary file or none."""
     if error.errno is not None and str(error.filename or temporary).startswith(str(temporary)):
         error.filename = str(path)
     return error
@@ -59,10 +60,15 @@ def _naming(error: OSError, path: Path, temporary: Path) -> OSError:
 
 @contextmanager
 def replaced(folder: Path, setting: str, ours: Callable[[Path], set[str]]) -> Iterator[Path]:
-    """Yield an empty folder to write to; it takes the place of `folder` when all went well, else it is removed.
+    """Yield an empty folder to write to, and replace `folder` by it unless an exception is raised.
 
-    `ours` returns the names that this command has written to a folder of its own, nothing if it is not one. Raises
-    `InputError` naming `setting` and the folder, with links resolved, if `folder` holds anything else.
+    Args:
+        folder: the folder to replace.
+        setting: the name of its setting, for the error message.
+        ours: returns the names of the files in a folder that this command has written.
+
+    Raises:
+        InputError: if `folder` holds anything else.
     """
     target = folder.resolve()
     refuse_foreign(folder, setting, ours)
@@ -77,7 +83,7 @@ def replaced(folder: Path, setting: str, ours: Callable[[Path], set[str]]) -> It
 
 
 def _swap(partial: Path, target: Path) -> None:
-    """Put `partial` in the place of `target`, which other processes see whole or not at all."""
+    """Replace `target` by `partial`; other processes never see an incomplete folder."""
     aside = partial.with_name(f"{partial.stem}.old.{os.getpid()}.partial")
     while True:
         with suppress(FileNotFoundError):
@@ -86,13 +92,13 @@ def _swap(partial: Path, target: Path) -> None:
         try:
             partial.rename(target)
             return
-        except OSError as error:  # another process has just put its own there
+        except OSError as error:  # another process has just created it
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
 
 
 def refuse_foreign(folder: Path, setting: str, ours: Callable[[Path], set[str]]) -> None:
-    """Raise `InputError` if replacing `folder` would remove what `ours` does not name."""
+    """Raise `InputError` if replacing `folder` would remove files that `ours` does not name."""
     target = folder.resolve()
     place = f"{folder}" if target == folder.absolute() else f"{folder} ({target})"
     if target == Path.cwd() or target in Path.cwd().parents:
@@ -111,7 +117,7 @@ def refuse_foreign(folder: Path, setting: str, ours: Callable[[Path], set[str]])
 
 
 def _foreign(target: Path, ours: Callable[[Path], set[str]]) -> list[str]:
-    """Return what `target` holds that `ours` does not name; look again where another process replaced it meanwhile."""
+    """Return the files of `target` that `ours` does not name; repeat if another process replaces it meanwhile."""
     while True:
         try:
             before = target.stat().st_ino
@@ -125,7 +131,7 @@ def _foreign(target: Path, ours: Callable[[Path], set[str]]) -> list[str]:
 
 
 def running(process: str) -> bool:
-    """Return whether a process of this number is running, as far as can be told."""
+    """Return whether a process with this number is running, True if that cannot be told."""
     try:
         os.kill(int(process), 0)
     except ProcessLookupError:
@@ -142,9 +148,15 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path, keys: Sequence[str] = (), kind: Any = None) -> Any:
-    """Return what a JSON file holds: an object with these keys, or anything of `kind`, a type that pydantic can check.
+    """Return the content of a JSON file.
 
-    Raises `InputError` naming the file if it is damaged.
+    Args:
+        path: the file.
+        keys: keys that the content must have.
+        kind: the type of the content for pydantic, if it is to be checked.
+
+    Raises:
+        InputError: naming the file if it is missing or damaged.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -160,8 +172,8 @@ def read_json(path: Path, keys: Sequence[str] = (), kind: Any = None) -> Any:
 
 
 def check(kind: Any, content: Any) -> None:
-    """Raise `ValueError` with one line unless `content`, plain data, is of `kind`, a model or a type made of models."""
-    from pydantic import TypeAdapter, ValidationError  # here, since it takes time to load
+    """Raise a one-line `ValueError` unless plain data has the type `kind`, a pydantic model or made of such models."""
+    from pydantic import TypeAdapter, ValidationError  # not at the top, since it takes time to load
 
     try:
         TypeAdapter(kind).validate_python(content)
@@ -172,20 +184,20 @@ def check(kind: Any, content: Any) -> None:
 
 
 def read_array(path: Path) -> Any:
-    """Return what an npy or npz file holds, an array or its arrays by name; raises `InputError` if it is damaged."""
+    """Return the array of an npy file or the arrays of an npz file by name; raise `InputError` if it is damaged."""
     import numpy as np
 
     try:
         with path.open("rb") as file:
             stored = np.load(file, allow_pickle=False)
             return stored if isinstance(stored, np.ndarray) else dict(stored)
-    except Exception as error:  # a damaged header raises whatever its parser meets
+    except Exception as error:  # the parser of the header raises various types
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"{path} cannot be read ({reason}); replace it") from None
 
 
 def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows of equal keys as CSV; floats with all their digits."""
+    """Write rows with the same keys as CSV, floats with all digits."""
     with atomic(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
@@ -197,8 +209,14 @@ def read_table(
 ) -> list[dict[str, Any]]:
     """Return the rows of a CSV file, numbers as int or float, empty cells as None.
 
-    Raises `InputError` that says which command makes the file if it is missing, empty, or without these columns and
-    numbers.
+    Args:
+        path: the file.
+        made_by: the command that makes it, for the error message.
+        columns: columns that it must have.
+        numbers: columns in which every row must have a number.
+
+    Raises:
+        InputError: if the file is missing, damaged or empty, or lacks these columns or numbers.
     """
     again = f"make it again with `{made_by}`"
     if not path.is_file():

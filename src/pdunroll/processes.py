@@ -1,4 +1,4 @@
-"""Commands as processes: how they were started, readers that leave, parents that die, names no terminal can show."""
+"""Commands as processes: closed output pipes, printable text, the command line, workers whose parent has ended."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from typing import Any
 
 
 class Pipe(io.FileIO):
-    """A pipe to write to. What is written after its reader has left is dropped."""
+    """A pipe for writing that drops the output once its reader has closed it."""
 
     def write(self, data: Any) -> int:
-        """Write, or drop what no one reads any more; return the number of bytes."""
+        """Write the data, or drop them if the pipe is closed; return the number of bytes."""
         try:
             return super().write(data) or 0
         except BrokenPipeError:
@@ -29,7 +29,7 @@ class Pipe(io.FileIO):
 
 @contextmanager
 def patient_streams() -> Iterator[None]:
-    """Let a command finish its work, in silence, when what it prints to is closed or closes meanwhile.
+    """Let a command finish without an error if stdout or stderr is closed, before or during its run.
 
     Characters that the terminal cannot show are escaped.
     """
@@ -37,7 +37,7 @@ def patient_streams() -> Iterator[None]:
         try:
             os.fstat(number)
         except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # takes the number, else the next file would
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # else the next opened file would get this number
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = (_patient(stream, number) for number, stream in enumerate(before, start=1))
     try:
@@ -59,7 +59,7 @@ def _patient(stream: Any, number: int) -> Any:
 
 
 def command(stage: str, name: str | None = None, *flags: str) -> str:
-    """Return the command of a stage for the experiment `name`, with the overrides that this one was started with."""
+    """Return the command line of a stage, with the overrides of the running command, else with `experiment=name`."""
     from hydra.core.hydra_config import HydraConfig
 
     if HydraConfig.initialized():
@@ -70,13 +70,13 @@ def command(stage: str, name: str | None = None, *flags: str) -> str:
 
 
 def printable(text: str) -> str:
-    """The text on one line, with escapes for all that is not printable."""
+    """Return the text on one line, with escapes for all characters that are not printable."""
     return "".join(mark if mark.isprintable() else mark.encode("unicode_escape").decode() for mark in text)
 
 
 @cache
 def end_with_parent() -> None:
-    """End this process, if it is a worker, soon after the one that started it; by then there is no one to work for."""
+    """If this process is a worker, end it soon after the process that started it has ended."""
     if (parent := parent_process()) is None:
         return
 

@@ -1,1 +1,1 @@
-"""The commands: each composes its settings and calls what is below."""
+"""The commands: each composes its settings and calls the layers below."""

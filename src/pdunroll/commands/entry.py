@@ -1,4 +1,4 @@
-"""How a command meets its settings: one decorator that composes and checks them."""
+"""The decorator that makes a command of a function, and the checks of its settings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pdunroll.commands.start import one_line_errors
 from pdunroll.config import CONF, Config, Trainer, check_settings
 from pdunroll.errors import InputError
 
-# What the trainings of one table may differ in, and where they come from.
+# The settings in which the trainings of one table may differ.
 FREE = ("seed", "backprop.", "objective.", "network.iterations", "network.step_norm", "data.name")
 Result = TypeVar("Result")
 log = logging.getLogger(__name__)
@@ -28,9 +28,9 @@ ConfigStore.instance().store(group="hydra/help", name="settings", node=help.NODE
 
 
 def entry(command: Callable[[Config], Result]) -> Callable[[], Result]:
-    """Make a function of the settings a command that Hydra starts; bad input is one line and exit status 2.
+    """Make a command of a function of the settings; invalid input gives one line and exit status 2.
 
-    Hydra calls the command after the function's module, and pickles it for trainings in other processes.
+    The command has the name and the module of the function, by which Hydra names it and pickles it for other processes.
     """
 
     @hydra.main(version_base="1.3", config_path=CONF, config_name="config")
@@ -43,8 +43,8 @@ def entry(command: Callable[[Config], Result]) -> Callable[[], Result]:
 
 
 def settings(config: DictConfig) -> Config:
-    """Return the configuration as typed, checked, plain values; raise `InputError` naming the setting at fault."""
-    if HydraConfig.initialized():  # paths are those of the folder that the command was started in
+    """Return the configuration as a checked `Config`; raise `InputError` naming an invalid setting."""
+    if HydraConfig.initialized():  # relative paths refer to the folder in which the command was started
         os.chdir(HydraConfig.get().runtime.cwd)
     plain = OmegaConf.to_object(config)
     assert isinstance(plain, Config)
@@ -53,7 +53,7 @@ def settings(config: DictConfig) -> Config:
 
 
 def given(config: Config) -> dict[str, Any]:
-    """Return the settings of trainings, by dotted names, that the command line sets and that all must agree in."""
+    """Return the settings on the command line, by dotted names, that all trainings of a table must have."""
     from pdunroll.training.run_folder import flat
 
     said = {override.lstrip("+").partition("=")[0] for override in HydraConfig.get().overrides.task}
@@ -63,7 +63,7 @@ def given(config: Config) -> dict[str, Any]:
 
 
 def require_machine(trainer: Trainer) -> None:
-    """Raise `InputError` where a GPU is wanted that torch does not find; warn where there are fewer cores."""
+    """Raise `InputError` if a GPU is needed and torch finds none; warn if there are fewer cores than threads."""
     if trainer.accelerator == "gpu":
         import torch  # here, since it takes seconds to load
 

@@ -1,4 +1,4 @@
-"""Test error of every trained operator after every number of iterations.  python -m pdunroll evaluate [experiment=...].
+"""Evaluate the test error of every trained operator.  python -m pdunroll evaluate [experiment=...].
 
 Writes evaluation.csv, optima.csv, training.csv, metrics.json, provenance.json and errors/ to outputs/<name>/; see
 `pdunroll.evaluation.evaluate`.

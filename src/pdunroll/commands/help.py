@@ -26,11 +26,11 @@ $APP_CONFIG_GROUPS
 $CONFIG"""
 
 
-NODE = {"app_name": "pdunroll", "header": "", "footer": "", "template": "${pdunroll_help:}"}  # Hydra's, for its help
+NODE = {"app_name": "pdunroll", "header": "", "footer": "", "template": "${pdunroll_help:}"}  # the option of Hydra's group hydra/help
 
 
 def text() -> str:
-    """Return the template of the help, which is made of the source of `config.py` and so only when it is asked for."""
+    """Return the template of the help; it reads the source of `config.py`, so that only --help should call it."""
     return TEMPLATE.format(settings="\n".join(explained(Config)))
 
 
@@ -38,7 +38,7 @@ OmegaConf.register_new_resolver("pdunroll_help", text, replace=True)
 
 
 def explained(kind: type, prefix: str = "") -> Iterator[str]:
-    """Yield a line for each field of a dataclass, or of those in it: name, type and comment."""
+    """Yield the lines that explain the fields of a dataclass and of nested ones: name, type and comment."""
     hints = get_type_hints(kind)
     comments = dict(comments_of(kind))
     for own in fields(kind):  # pyright: ignore[reportArgumentType]

@@ -1,4 +1,4 @@
-"""Write trained operators as files of their own, with provenance.  python -m pdunroll operators [experiment=...].
+"""Write trained operators with their provenance to files for `restore`.  python -m pdunroll operators [experiment=...].
 
 Writes outputs/<name>/operators/<run>.npz, which `pdunroll restore --operator` takes, and which DVC can push and pull.
 """

@@ -1,4 +1,4 @@
-"""Make the dataset: speech -> frames -> degraded.  python -m pdunroll prepare [data=...] [experiment=...]."""
+"""Make the dataset: cut speech into frames and degrade it.  python -m pdunroll prepare [data=...] [experiment=...]."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pdunroll.config import Config
 
 @entry
 def main(config: Config) -> None:
-    """Prepare the frames and say what they are."""
+    """Prepare the frames and print their statistics."""
     from pdunroll.speech import frames
     from pdunroll.speech.degradation import Degradation
 

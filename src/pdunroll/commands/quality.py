@@ -1,11 +1,11 @@
-"""Speech quality over whole test sentences, and some to listen to.  python -m pdunroll quality [experiment=...].
+"""Score the quality of restored test sentences.  python -m pdunroll quality [experiment=...].
 
-Compares the degraded sentences with restorations by the DCT and, for each mask, norm and mode, by the operator
-with the least validation error at the certified optimum, each at that optimum, with frames side by side and averaged
-over shifted grids. Writes to outputs/<name>/:
+Whole sentences are restored to the certified optimum with the DCT and, for each mask, norm and mode, with the operator
+of the least validation error at the optimum. Frames are side by side or averaged over shifted grids. The command
+writes to outputs/<name>/:
     quality.csv          one row per restoration, sentence and metric
-    quality_summary.csv  means over the sentences, and the gain over these with its interval
-    audio/               the sentences to listen to, and index.json, which describes them
+    quality_summary.csv  means over the sentences, and the gains over the degraded sentences with their intervals
+    audio/               some sentences to listen to, and index.json, which describes them
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Write an experiment as one HTML file that embeds all it shows."""
+"""Write the results of an experiment as one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ from pdunroll.report import page
 
 @entry
 def main(config: Config) -> None:
-    """Write outputs/<name>/report.html from the tables and figures that are there."""
+    """Write outputs/<name>/report.html from the tables and figures of the experiment."""
     page.write(config.outputs, config.name, runs=Path(config.evaluation.runs), prepared=config.prepared)

@@ -10,10 +10,10 @@ from pdunroll.errors import InputError
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong as the other entry points do."""
+    """A parser that raises `InputError`."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise `InputError` with what argparse found wrong."""
+        """Raise `InputError` with the message of argparse."""
         raise InputError(f"{message}; `{self.prog} --help` shows the usage")
 
 
@@ -34,11 +34,11 @@ def parser() -> Parser:
     add("--operator", type=Path, metavar="FILE", help="a trained operator: the operator.npy of a training, or an npz "
         "made of it; default: the one that comes with pdunroll, trained on speech at 4 bits and 16 kHz")  # fmt: skip
     add("--bits", type=int, metavar="N", help="take the cells of `pdunroll.quantize` with N bits (mid-rise, on "
-        "[-1, 1]) instead of finding them from the file")  # fmt: skip
+        "[-1, 1]) instead of inferring them from the file")  # fmt: skip
     add("--declip", action="store_true", help="the recording is clipped instead: restore its clipped samples, and "
         "leave the others as they are")  # fmt: skip
-    add("--level", type=float, metavar="L", help="with --declip: samples are clipped from this amplitude on (1 is full "
-        "scale) instead of where the recording says")  # fmt: skip
+    add("--level", type=float, metavar="L", help="with --declip: the amplitude at which samples are clipped (1 is full "
+        "scale), instead of finding it in the recording")  # fmt: skip
     add("--for", choices=("accuracy", "listening"), default="accuracy", dest="aim", help="accuracy: every frame is "
          "solved to the optimum, for the highest SDR (default); listening: a few iterations, for the highest PESQ, not "
          "certified")  # fmt: skip

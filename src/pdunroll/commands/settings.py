@@ -1,10 +1,9 @@
-"""Write the composed settings, split by what depends on them, for DVC.  python -m pdunroll settings [experiment=...].
+"""Write the composed settings and digests of the code for DVC.  python -m pdunroll settings [experiment=...].
 
-conf/ is the only source of parameters; what a stage depends on is spread there over groups and presets. This resolves
-it into outputs/<name>/settings.yaml, whose sections the stages of dvc.yaml name as their parameters, so that
-touching one setting re-runs just what depends on it. The same for code: outputs/<name>/code/ has a file for each stage
-with a digest of what its modules do, on which the stage depends, so that a comment re-runs nothing; and for audio in a
-folder, by a digest of its files' list.
+In conf/ the settings of a stage are spread over groups and presets. This command composes them and writes them to
+outputs/<name>/settings.yaml. Its sections are the parameters of the stages of dvc.yaml, so that a changed setting re-runs
+only the stages that depend on it. Audio in a folder is represented by a digest of its list of files. outputs/<name>/code/
+has a digest of the code of each stage, which ignores comments.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from pdunroll.training.code_digest import source_digest
 from pdunroll.training.run_folder import STRATEGIES
 
 STAGES = ("prepare", "train", "operators", "evaluate", "theory", "quality", "figures", "verdicts", "report")
-BUILT = {"train": STRATEGIES, "theory": STRATEGIES}  # what stages build by its name, and so do not import
+BUILT = {"train": STRATEGIES, "theory": STRATEGIES}  # modules that a stage loads by name, without an import statement
 
 
 @entry
@@ -42,7 +41,7 @@ def main(config: Config) -> None:
 
 
 def sections_of(config: Config) -> dict[str, Any]:
-    """Return the settings by the sections that the stages depend on."""
+    """Return the settings by sections; dvc.yaml says which stages depend on which section."""
     return {
         "data": {**asdict(config.data), "files": listing(config.data.root)},
         "training": {**config.scientific, "sweep": dict(HydraConfig.get().sweeper.params or {})},
@@ -55,7 +54,7 @@ def sections_of(config: Config) -> dict[str, Any]:
 
 
 def require_unedited(path: Path) -> None:
-    """Raise `InputError` if the file is there and was changed since it was written here: that would have no effect."""
+    """Raise `InputError` if the settings file was edited, which has no effect."""
     if not path.is_file():
         return
     try:
@@ -63,7 +62,7 @@ def require_unedited(path: Path) -> None:
         assert isinstance(sections, dict)
         unedited = sections.pop("checksum") == digest(sections)
     except (OSError, ValueError, AssertionError, KeyError, YAMLError):
-        return  # it is written again
+        return  # a damaged file is overwritten
     if not unedited:
         raise InputError(
             f"{path} was changed by hand or by `dvc exp run -S`, which has no effect: it is made of conf/; set values "
@@ -72,12 +71,12 @@ def require_unedited(path: Path) -> None:
 
 
 def modes() -> str:
-    """Return a digest of the presets of backpropagation, all of which the theory compares."""
+    """Return a digest of conf/backprop/, since the theory compares all modes."""
     return digest({path.stem: path.read_text() for path in Path(CONF, "backprop").glob("*.yaml")})
 
 
 def listing(root: str | None) -> str | None:
-    """A digest of names, sizes and times of the files in a folder, so that changed audio is noticed."""
+    """Return a digest of the names, sizes and times of the files in a folder, to detect changed audio."""
     if root is None or not Path(root).expanduser().is_dir():
         return None
     folder = Path(root).expanduser()

@@ -1,6 +1,6 @@
-"""How a command starts: errors of its input, or of the system, are one line on stderr and exit status 2.
+"""Start of a command: errors of its input or of the system give one line on stderr and exit status 2.
 
-This needs no package of the pipeline, which `pdunroll restore` does without.
+This imports no package of the pipeline, which `pdunroll restore` does not need.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pdunroll.errors import InputError
 from pdunroll.processes import patient_streams, printable
 
 CONFIGURATION = {"hydra", "omegaconf", "antlr4", "yaml"}  # packages whose errors are about the settings
-# What the system refuses, and what may be done about it.
+# Errors of the system, and what the user can do about them.
 SYSTEM_ERRORS = {
     errno.ENOSPC: "make room",
     errno.EDQUOT: "make room",
@@ -38,19 +38,19 @@ SYSTEM_ERRORS = {
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn bad input, and errors of the system, into one line on stderr and exit status 2.
+    """Turn invalid input and errors of the system into one line on stderr and exit status 2.
 
-    Other exceptions are bugs and keep their traceback. An interrupt ends at once, with all processes that were started:
-    what was being written is whole or not there.
+    Other exceptions are bugs and keep their traceback. An interrupt kills all child processes and exits at once, which
+    leaves no incomplete files, since writes are atomic.
     """
-    logging.raiseExceptions = False  # a log that cannot be written is no reason for a traceback
+    logging.raiseExceptions = False  # no traceback if the log cannot be written
     try:
         yield
     except KeyboardInterrupt:
         end_children()
         if multiprocessing.parent_process() is None:
             print("pdunroll: interrupted; the same command goes on where it stood", file=sys.stderr, flush=True)
-        os._exit(130)  # at once: nothing is waited for
+        os._exit(130)  # without waiting for threads
     except Exception as error:
         if (line := _explained(error)) is None:
             raise
@@ -59,7 +59,7 @@ def one_line_errors() -> Iterator[None]:
 
 
 def _explained(error: Exception) -> str | None:
-    """Return what went wrong outside of the program and what helps, None for a bug."""
+    """Return a line about an error that is not a bug, and its remedy; None for a bug."""
     if isinstance(error, MemoryError):
         return f"out of memory ({error}); take smaller settings"
     if isinstance(error, OSError) and error.errno in SYSTEM_ERRORS:
@@ -72,17 +72,17 @@ def _explained(error: Exception) -> str | None:
 
 
 def end_children() -> None:
-    """Kill all processes that this one has started."""
+    """Kill all child processes."""
     try:
         import psutil
-    except ImportError:  # without the pipeline no process is started
+    except ImportError:  # commands outside of the pipeline start no processes
         return
     for child in psutil.Process().children(recursive=True):
         child.kill()
 
 
 def require_clone() -> None:
-    """Raise `InputError` where the settings or the packages of the pipeline are not there."""
+    """Raise `InputError` if the settings or the packages of the pipeline are missing."""
     if find_spec("hydra") is None:
         raise InputError("this command is part of the pipeline; install it from a clone: pip install -e '.[pipeline]'")
     from pdunroll.config import CONF
@@ -92,21 +92,21 @@ def require_clone() -> None:
 
 
 def run(name: str) -> None:
-    """Run the command of this name so that errors in composing its settings are one line, too."""
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # let them through, instead of a printout and status 1
+    """Run a command by its name; errors in composing its settings give one line, too."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise errors instead of printing them
     with patient_streams(), one_line_errors():
         if name != "restore":
             require_clone()
         try:
             importlib.import_module(f"pdunroll.commands.{name}").main()
         except ValueError as error:
-            if str(error).startswith("Config group override"):  # Hydra does not say which
+            if str(error).startswith("Config group override"):  # Hydra does not name it
                 raise _not_an_option(sys.argv[1:]) from None
             raise
 
 
 def _not_an_option(arguments: list[str]) -> InputError:
-    """Return what is wrong with the first argument that chooses none of the files of a group."""
+    """Return the error for the first argument that selects a file which its group does not have."""
     from pdunroll.config import CONF
 
     for argument in arguments:
@@ -120,7 +120,7 @@ def _not_an_option(arguments: list[str]) -> InputError:
 
 
 def _message(error: BaseException) -> str:
-    """Return the message of the innermost cause: an `InputError` if there is one, else what OmegaConf or Hydra said."""
+    """Return the message of the first `InputError` among the causes, else those of OmegaConf and Hydra."""
     causes = [error]
     while (cause := causes[-1].__cause__) is not None:
         causes.append(cause)

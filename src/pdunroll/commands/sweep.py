@@ -1,4 +1,4 @@
-"""What Hydra calls around a run or a sweep (`python -m pdunroll train -m`): checks of all settings, then the table."""
+"""Hydra's callback around a run or a sweep: it checks all settings first and writes sweep.csv at the end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pdunroll.errors import InputError
 
 
 class Sweep(Callback):
-    """Check the settings before anything is written; the trainings themselves may run in other processes or places."""
+    """The callback; it runs in the process of the command, while trainings may run in others or on other machines."""
 
     def __init__(self) -> None:
         self.jobs: dict[Path, Config] = {}  # the trainings by their folders
@@ -28,7 +28,7 @@ class Sweep(Callback):
             require_folder("hydra.run.dir", config.hydra.run.dir)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Check all trainings of a sweep, and log what is to be done."""
+        """Check the settings of all trainings of a sweep, and log how many are to be run."""
         if config.hydra.job.name != "train":
             return
         with one_line_errors():
@@ -46,7 +46,7 @@ class Sweep(Callback):
             announce(runs[0].folder.parent, runs, side_by_side=side_by_side, retrain=first.retrain)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Write sweep.csv, and name what has failed."""
+        """Write sweep.csv, and print the failed trainings."""
         if self.jobs:
             with one_line_errors():
                 from pdunroll.training.sweep import conclude, note_path
@@ -56,7 +56,7 @@ class Sweep(Callback):
 
 
 def task_settings(config: DictConfig) -> Config:
-    """Return the checked settings of a configuration that has Hydra's own in it, too."""
+    """Return the checked settings of a configuration that also has the settings of Hydra."""
     task = config.copy()
     with read_write(task), open_dict(task):
         del task["hydra"]
@@ -64,7 +64,7 @@ def task_settings(config: DictConfig) -> Config:
 
 
 def require_folder(setting: str, folder: str) -> None:
-    """Make a folder if it is not there; raise `InputError` naming the setting if that fails."""
+    """Create a folder if it does not exist; raise `InputError` naming the setting if that fails."""
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
@@ -81,7 +81,7 @@ def jobs_of(config: DictConfig) -> dict[Path, Config]:
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     loader = GlobalHydra.instance().config_loader()
-    plain: Any = OmegaConf.to_container(config.hydra, resolve=False)  # interpolations are for each training to resolve
+    plain: Any = OmegaConf.to_container(config.hydra, resolve=False)  # each training resolves the interpolations
     swept = [f"{key}={value}" for key, value in (plain["sweeper"].get("params") or {}).items()]
     overrides = OverridesParser.create(config_loader=loader).parse_overrides([*swept, *plain["overrides"]["task"]])
     (batch,) = BasicSweeper.split_arguments(overrides, None)
@@ -103,7 +103,7 @@ def jobs_of(config: DictConfig) -> dict[Path, Config]:
 
 
 def require_jobs(number: object) -> int:
-    """Return the number of trainings side by side, negative to count from that of all cores."""
+    """Return the number of parallel trainings, as n_jobs of joblib (-1: one per core)."""
     if isinstance(number, bool) or not isinstance(number, int) or number == 0:
         raise InputError(f"hydra.launcher.n_jobs must be an integer other than 0 (-1 for one a core), got {number!r}")
     return number

@@ -1,7 +1,7 @@
-"""The paper's theorems, measured: where each holds, on real frames.  python -m pdunroll theory [experiment=...].
+"""Measure where the paper's theorems hold, on frames of speech.  python -m pdunroll theory [experiment=...].
 
 Writes the tables of `pdunroll.evaluation.theorems` and their figures to outputs/<name>/theory/. The DCT is measured
-with both norms of the step sizes, a trained operator with the one that it was trained with.
+with both norms of the step sizes, a trained operator with the norm of its training.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def main(config: Config) -> None:
 
 
 def modes(config: Config) -> dict[str, Backprop]:
-    """Return the strategies of conf/backprop, with each primal mask that they take, by label and mask."""
+    """Return the strategies of conf/backprop with each primal mask that they support, by label and mask."""
     from pdunroll.core.problem import PRIMAL_MASKS
 
     found: dict[str, Backprop] = {}

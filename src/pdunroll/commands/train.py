@@ -1,10 +1,10 @@
-"""Train one operator, or with -m a sweep.  python -m pdunroll train [-m] [experiment=...] [sweep=...] [backprop=...].
+"""Train one operator, or several with -m.  python -m pdunroll train [-m] [experiment=...] [sweep=...] [backprop=...].
 
-A training owns one folder. Its run.json says what made it: the scientific settings, the data, and digests of the code.
-A finished training with the same settings, data and strategy is skipped, also where pdunroll itself has changed since,
-unless retrain=true. A killed one is resumed if nothing at all has changed. In all other cases the folder is cleared and
-trained again. Of two processes in one folder the second waits. A training that diverges is marked as failed; the
-others of its sweep go on, and the sweep leaves with status 1.
+Each training has a folder. Its run.json records the scientific settings, the data, and digests of the code. A finished
+training with the same settings, data and strategy is skipped, even if pdunroll itself has changed, unless retrain=true.
+A killed training is resumed if nothing has changed at all. Otherwise the folder is cleared and the training starts
+again. A lock keeps two processes from training in one folder. A training that diverges is marked as failed; the others
+of its sweep continue, and the sweep exits with status 1.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 @entry
 def main(config: Config) -> float:
-    """Train one operator; return its best validation MSE, NaN where it diverged in a sweep."""
+    """Train one operator; return its best validation MSE, or NaN if it diverged in a sweep."""
     end_with_parent()
     require_machine(config.trainer)
     from pdunroll.report.style import diverging
@@ -53,7 +53,7 @@ def main(config: Config) -> float:
             picture=diverging,
             retrain=config.retrain,
         )
-    except DivergenceError as error:  # the others of the sweep go on
+    except DivergenceError as error:  # other trainings of the sweep continue
         if alone:
             raise
         log.error("%s failed: %s", config.run, error)

@@ -4,12 +4,12 @@ Every channel is cut into frames of n samples, and every frame with a clipped sa
 
     argmin_y ||K y||_1   subject to   lower <= y <= upper
 
-with an operator K (m, n) fitted to clipped speech (docs/degradations.md). A sample beyond the level is between it and
-`HEADROOM` times the level; every other one is known up to the rounding of its format. The output has the samples that
-were not clipped as they are.
+with an operator K (m, n) fitted to clipped speech (docs/degradations.md). A clipped sample is between the clipping level
+and `HEADROOM` times that level; every other one is known up to the rounding of its format and stays as it is in the
+output.
 
-The levels are found for each channel and each side: amplifiers may clip one side only, or the two at different
-amplitudes. A recording clips at its extreme value if several samples in a row have it, again and again.
+The level is found for each channel and each sign, since amplifiers may clip one side only, or both at different
+amplitudes. A recording clips at its extreme value if several samples in a row have this value repeatedly.
 """
 
 from __future__ import annotations
@@ -33,16 +33,17 @@ from pdunroll.files import atomic
 from pdunroll.processes import printable
 from pdunroll.restore import operator_file, recordings
 from pdunroll.restore.recordings import Distortion, Recording
+from pdunroll.restore.restore import check_output, origin
 
 BLOCK = 128  # frames that are solved together
 TOLERANCE = 1e-2  # relative duality gap; at 1e-3 the SDR is the same to 0.1 dB, for three times the time
 DECLIP = operator_file.SHIPPED.with_name("declip.npz")
-HEADROOM = 4.0  # a clipped sample is taken to be at most so many times the level, 12 dB
-RUN, RUNS = 3, 2  # a side clips if so many samples in a row have its extreme value, at least so often
+HEADROOM = 4.0  # upper bound of clipped samples relative to the level: 12 dB
+RUN, RUNS = 3, 2  # a side clips if its extreme value occurs RUN times in a row, and that at least RUNS times
 
 
 class Levels(NamedTuple):
-    """Where a channel clips; infinite on a side where it does not."""
+    """The values at which a channel clips; infinite on a side without clipping."""
 
     low: float
     high: float
@@ -53,7 +54,7 @@ class Levels(NamedTuple):
         return f"clipped {' and '.join(found)}" if found else "not clipped"
 
     @property
-    def finite(self) -> bool:
+    def clips(self) -> bool:
         """Whether the channel clips."""
         return self.low > -math.inf or self.high < math.inf
 
@@ -65,24 +66,22 @@ def declip_file(
 
     Args:
         path: the recording, in any format that libsndfile reads.
-        output: the result, a .wav of 32-bit floats in an existing folder; amplitudes may be beyond full scale.
-        level: the amplitude from which on samples are clipped, > 0; by default it is found from the recording.
+        output: the result, a .wav of 32-bit floats in an existing folder; amplitudes may exceed full scale.
+        level: the amplitude at which samples are clipped, > 0; by default it is found from the recording.
         operator: an operator file, or the operator.npy of a training; by default the one that comes with the package.
         reference: the recording before clipping, to print the SDR against it.
 
     Raises:
-        InputError: naming the file or option at fault, also if the recording does not clip.
+        InputError: naming the invalid file or option, also if the recording does not clip.
     """
-    from pdunroll.restore.restore import check_output, origin
-
-    torch.set_num_threads(1)  # for matrices as small as these, several threads only wait for each other
+    torch.set_num_threads(1)  # several threads are no faster for matrices as small as these
     if level is not None:
         require_positive("--level", level)
     check_output(output, (path, operator, reference), (".wav",))
     K, provenance = operator_file.load(operator or DECLIP)
     recording = recordings.scan(path)
     levels = find_levels(recording) if level is None else [Levels(-level, level)] * recording.channels
-    if not any(own.finite for own in levels):
+    if not any(own.clips for own in levels):
         raise InputError(
             f"{path} does not clip: its extreme value is not that of {RUN} samples in a row, {RUNS} times; "
             "say by --level where it does"
@@ -120,9 +119,7 @@ def find_levels(recording: Recording) -> list[Levels]:
     before = np.zeros((2, RUN, recording.channels), dtype=bool)
     for block in recording.blocks(1 << 16):
         at = np.concatenate((before, np.stack((block <= low, block >= high))), axis=1)
-        full: NDArray = np.all(
-            np.lib.stride_tricks.sliding_window_view(at, RUN, axis=1), axis=-1
-        )  # RUN in a row, up to here
+        full: NDArray = np.all(np.lib.stride_tricks.sliding_window_view(at, RUN, axis=1), axis=-1)  # RUN in a row
         runs += (full[:, 1:] & ~full[:, :-1]).sum(axis=1)
         before = at[:, -RUN:]
     clips = (runs >= RUNS) & np.stack((low < 0, high > 0))
@@ -140,7 +137,7 @@ def restore_clipped(K: NDArray, frames: NDArray, levels: Levels, precision: floa
 
     Args:
         K: the operator, (m, n).
-        frames: those of one channel that have clipped samples, (B, n).
+        frames: the frames of one channel that have clipped samples, (B, n).
         levels: where the channel clips.
         precision: the half width of the interval of a sample that is not clipped, relative to the level.
 
@@ -154,7 +151,7 @@ def restore_clipped(K: NDArray, frames: NDArray, levels: Levels, precision: floa
         >>> frames.round(3)
         array([[0.2, 0.5]])
     """
-    unit = min(-levels.low, levels.high)  # in which frames are solved
+    unit = min(-levels.low, levels.high)  # frames are solved in this unit
     low, high, x = levels.low / unit, levels.high / unit, frames / unit
     lower, upper = np.where(x >= high, high, x - precision), np.where(x <= low, low, x + precision)
     lower, upper = np.where(x <= low, HEADROOM * low, lower), np.where(x >= high, HEADROOM * high, upper)
@@ -166,7 +163,7 @@ def restore_clipped(K: NDArray, frames: NDArray, levels: Levels, precision: floa
 
 
 class _Done(NamedTuple):
-    """What was written."""
+    """Statistics of the written recording."""
 
     clipped: int  # samples
     gaps: list[float]
@@ -189,7 +186,7 @@ def _write(recording: Recording, output: Path, K: NDArray, levels: list[Levels],
         ):
             for samples in recording.blocks(size):
                 clipped += int(((samples <= lows) | (samples >= highs)).sum())
-                padded = np.pad(samples, ((0, -len(samples) % n), (0, 0)), mode="symmetric")  # a rest goes on mirrored
+                padded = np.pad(samples, ((0, -len(samples) % n), (0, 0)), mode="symmetric")  # the last frame is mirrored
                 frames = padded.T.reshape(channels, -1, n).copy()
                 for own, of_channel in zip(levels, frames, strict=True):
                     beyond = ((of_channel <= own.low) | (of_channel >= own.high)).any(axis=1)

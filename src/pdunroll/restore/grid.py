@@ -7,7 +7,7 @@ shifted, and some do not occur. Three kinds of quantizer are told apart:
     mid-tread  levels at multiples of a step, one of them 0, in the middle of their cells: rounding tools
     cut off    levels at multiples of a step at the lower ends of their cells: tools that clear the lowest bits
 
-The last two have the same levels. Which one was used shows in the counts, because sound is about symmetric to zero.
+The last two have the same levels; the counts tell them apart, because sound is nearly symmetric about zero.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-MAX_LEVELS = 4096  # those of 12 bits; a recording with more levels is not of low bit depth
+MAX_LEVELS = 4096  # 12 bits; a recording with more levels is not of low bit depth
 MAX_STEPS_APART = 6  # the closest two levels are at most this many steps apart
-FLOAT32_ERROR = 4e-7  # of levels that were stored as float32, relative to the peak
-MEAN_WEIGHT = 4.0  # of the mean against the symmetry in `_cut_off`: 1 of 540 cases was wrong (IEEE, 2 to 6 bits)
+FLOAT32_ERROR = 4e-7  # error of levels that were stored as float32, relative to the peak
+MEAN_WEIGHT = 4.0  # weight of the mean in `_cut_off`; with it 1 of 540 cases was wrong (IEEE, 2 to 6 bits)
 MAX_CHANCE = 1e-2  # the greatest probability with which arbitrary values may pass for levels
 
 
@@ -34,7 +34,7 @@ class Grid:
         step: the width of a cell, in the units of the samples.
         lowest: the lowest level, in steps: a whole number and a half for mid-rise, a whole number for mid-tread.
         count: the number of levels from the lowest to the highest.
-        shift: from a level to the middle of its cell, in steps.
+        shift: the distance from a level to the middle of its cell, in steps.
 
     Examples:
         >>> import numpy as np
@@ -65,9 +65,7 @@ class Grid:
 
     def middles(self, samples: NDArray) -> NDArray[np.float64]:
         """Return the middle of each sample's cell, in steps; samples beyond the ends belong to the outermost cells."""
-        numbers = np.floor(
-            samples / self.step - self.lowest + 0.5
-        )  # a border belongs to the cell above, as in quantize
+        numbers = np.floor(samples / self.step - self.lowest + 0.5)  # borders belong to the cell above, as in quantize
         return numbers.clip(0, self.count - 1) + (self.lowest + self.shift)
 
     def centres(self, samples: NDArray) -> NDArray[np.float64]:
@@ -113,7 +111,7 @@ def infer_grid(levels: NDArray, counts: NDArray, rounding: float) -> Grid | None
 
 
 def _fit(levels: NDArray, tolerance: float) -> Grid | None:
-    """Return the coarsest grid that holds the levels up to `tolerance`, if chance does not explain it."""
+    """Return the coarsest grid that holds the levels up to `tolerance`, unless arbitrary values would fit as well."""
     gaps = np.diff(levels)
     closest = gaps[gaps < 1.5 * gaps.min()].mean()
     for parts in range(1, MAX_STEPS_APART + 1):
@@ -124,7 +122,7 @@ def _fit(levels: NDArray, tolerance: float) -> Grid | None:
             fitted = len(levels) - (2 if phase is None else 1)  # values that could have failed to fit
             chance = MAX_STEPS_APART * (4 * tolerance / grid.step) ** fitted
             if grid.count <= MAX_LEVELS and chance <= MAX_CHANCE and grid.holds(levels, tolerance):
-                exact = replace(grid, step=2.0 ** round(math.log2(grid.step)))  # that of a quantizer on [-1, 1]
+                exact = replace(grid, step=2.0 ** round(math.log2(grid.step)))  # of a quantizer on [-1, 1]
                 return exact if phase is not None and exact.holds(levels, tolerance) else grid
     return None
 
@@ -132,7 +130,7 @@ def _fit(levels: NDArray, tolerance: float) -> Grid | None:
 def _regression(levels: NDArray, gaps: NDArray, step: float, phase: float | None, kind: str) -> Grid:
     """Fit levels = step * (whole numbers + phase) by least squares, with the phase given or free."""
     anchor, numbers = int(np.abs(levels).argmin()), np.zeros(len(levels))
-    for _ in range(3):  # each step size is better, and numbers distant levels better
+    for _ in range(3):  # a better step size numbers distant levels better
         numbers = np.concatenate(([0.0], np.cumsum(np.rint(gaps / step))))
         if phase is None:
             step, origin = (float(part) for part in np.polyfit(numbers, levels, 1))
@@ -148,11 +146,11 @@ def _regression(levels: NDArray, gaps: NDArray, step: float, phase: float | None
 def _cut_off(grid: Grid, levels: NDArray, counts: NDArray) -> Grid:
     """Return `grid` with its levels at the lower ends of the cells, if the counts fit that better.
 
-    Two properties of sound are weighed. It is about symmetric to zero: with N(k) samples at level k, rounding makes
-    N(k) about equal to N(-k), and cutting off makes N(k) about equal to N(-1-k). Its mean is about zero: rounding makes
-    the mean of k about 0, and cutting off makes it -1/2 or less. Level 0 is left out of both, because it also holds
-    digital silence. Speech is symmetric but may have a small offset; tones may be asymmetric but have none. A recording
-    at 7 bits or more with an offset of half a step counts as rounded.
+    Two properties of sound are weighed. It is nearly symmetric about zero: with N(k) samples at level k, rounding makes
+    N(k) nearly equal to N(-k), and cutting off makes N(k) nearly equal to N(-1-k). Its mean is nearly zero: rounding
+    makes the mean of k about 0, and cutting off makes it -1/2 or less. Level 0 is left out of both, because digital
+    silence has this level, too. Speech is symmetric but may have a small offset; tones may be asymmetric but have none.
+    A recording at 7 bits or more with an offset of half a step counts as rounded.
     """
     numbers = np.rint(levels / grid.step).astype(int)
     reach = int(np.abs(numbers).max()) + 1

@@ -1,10 +1,10 @@
-"""Trained operators as files of their own, with their provenance; two come with the package.
+"""Files of trained operators with their provenance; some come with the package.
 
-An operator file is an npz with `operator`, K (m, n) in float32, and `provenance`, a JSON object as a string. To make
-one from a finished training:
+An operator file is an npz with `operator`, K (m, n) in float32, and `provenance`, a JSON object as a string. The command
+`operators` makes such files, and in Python
 
     from pdunroll.restore import operator_file as operators
-    operators.save("mine.npz", operators.from_run("multirun/mine/CELL", command="python -m pdunroll train ..."))
+    operators.save("mine.npz", operators.from_run("multirun/mine/RUN", command="python -m pdunroll train ..."))
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LISTENING = SHIPPED.with_name("listening.npz")
 
 
 class Operator(NamedTuple):
-    """A trained K and its provenance."""
+    """A trained operator and its provenance."""
 
     matrix: NDArray  # (m, n), float32 or float64
     provenance: dict[str, Any]  # data, bits, sample_rate, settings and more; {} if nothing is known
@@ -38,8 +38,7 @@ def load(path: str | Path) -> Operator:
     """Read an operator file, or the operator.npy of a training, whose provenance is in the run.json beside it.
 
     Raises:
-        InputError: naming the file if it is missing or damaged, or if it holds no finite matrix of floating-point
-            numbers.
+        InputError: if the file is missing or damaged, or has no finite, nonzero floating-point matrix.
 
     Examples:
         >>> from pdunroll.restore import operator_file
@@ -92,7 +91,7 @@ def save(path: str | Path, operator: Operator) -> None:
 
 def _provenance(path: Path) -> dict[str, Any]:
     """Return the provenance of a finished training's operator, from its run.json."""
-    record = read_json(path, kind=Record)  # of any version: an optimum does not depend on the step sizes
+    record = read_json(path, kind=Record)  # of any version, since an optimum does not depend on the step sizes
     if record["status"] != "finished":
         raise InputError(f"{path.parent} is not a finished training; run its command again")
     settings = record["settings"]

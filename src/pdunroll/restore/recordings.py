@@ -1,6 +1,6 @@
 """Recordings of low bit depth: the values in a file, its quantization cells, and output that stays within them.
 
-Files are read in blocks, never as a whole.
+Files are read in blocks.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pdunroll.speech.sources import file_name, require_whole
 if TYPE_CHECKING:
     from soundfile import SoundFile
 
-PEAKS = 1e-30, 1e30  # the range of a channel's peak in which 32-bit numbers hold its cells
+PEAKS = 1e-30, 1e30  # range of a channel's peak in which float32 represents its cells
 SUBTYPES = {".wav": "FLOAT", ".flac": "PCM_24"}  # the formats of the output
 
 
@@ -34,8 +34,8 @@ class Recording:
         path: the file.
         rate: in Hz.
         samples: the number of samples of each channel.
-        values: for each channel, how many samples have which value; None if there are more than `MAX_LEVELS` values.
-        unit: the error that storage may have made in a level.
+        values: the number of samples with each value, for each channel; None for more than `MAX_LEVELS` values.
+        unit: the largest error of a level due to its storage format.
     """
 
     path: Path
@@ -62,7 +62,7 @@ class Recording:
 
 
 def scan(path: Path) -> Recording:
-    """Read a file once and return what is in it.
+    """Read a file once and return its properties and the counts of its values.
 
     Raises:
         InputError: naming the file if it is no audio, damaged, empty, not finite, silent, or too loud or too soft for
@@ -112,12 +112,12 @@ def _count(recording: Recording, block: NDArray) -> None:
 def cells(recording: Recording, bits: int | None) -> list[Grid]:
     """Return the grid of each channel.
 
-    A channel without a grid of its own gets that of another channel if its values are levels of it. A silent channel
+    A channel without evenly spaced levels gets the grid of another channel that contains its values. A silent channel
     stays silent.
 
     Args:
         recording: as `scan` returns it.
-        bits: that of a quantizer on [-1, 1]; None infers the grids from the values.
+        bits: the bits of a quantizer on [-1, 1]; if None, the grids are inferred from the values.
 
     Raises:
         InputError: asking for --bits where a channel has no grid.
@@ -148,7 +148,7 @@ def cells(recording: Recording, bits: int | None) -> list[Grid]:
 
 
 def _rounding(recording: Recording, values: NDArray) -> float:
-    """Return the error that storage may have made in these levels, relative to full scale or the peak beyond it."""
+    """Return the largest error of these levels due to their storage format, which grows with a peak above 1."""
     return recording.unit * float(np.abs(values).max(initial=1.0))
 
 
@@ -162,7 +162,7 @@ def require_same_shape(reference: Recording, recording: Recording) -> None:
 
 
 def require_storable(grids: list[Grid], output: Path) -> None:
-    """Raise `InputError` if the format of `output` has no number in an outermost cell."""
+    """Raise `InputError` if the format of `output` cannot represent any value of an outermost cell."""
     for grid in grids if output.suffix.lower() == ".flac" else []:
         lowest = grid.lowest + grid.shift  # middle of a cell, in steps
         if grid.step * (lowest + 0.5) < -1.0 or grid.step * (lowest + grid.count - 1.5) > 1.0 - 2.0**-23:
@@ -170,16 +170,16 @@ def require_storable(grids: list[Grid], output: Path) -> None:
 
 
 def storable(samples: NDArray, grids: list[Grid], restored: NDArray, subtype: str) -> NDArray:
-    """Return the numbers of the output format that are nearest to `restored` and in the cells of `samples`.
+    """Return the values of the output format that are nearest to `restored` and in the cells of `samples`.
 
     Args:
-        samples: of the recording, (N, channels).
-        grids: that of each channel.
-        restored: (N, channels).
+        samples: the samples of the recording, (N, channels).
+        grids: the grid of each channel.
+        restored: the restored samples, (N, channels).
         subtype: one of `SUBTYPES`.
 
     Returns:
-        What soundfile writes in this subtype without changing it, (N, channels).
+        Samples that soundfile writes in this subtype without a change, (N, channels).
     """
     centre = np.stack([grid.centres(column) for grid, column in zip(grids, samples.T, strict=True)], axis=1)
     radius = np.array([grid.radius for grid in grids])
@@ -194,7 +194,7 @@ def storable(samples: NDArray, grids: list[Grid], restored: NDArray, subtype: st
 
 @contextmanager
 def writing(path: Path, suffix: str, rate: int, channels: int) -> Iterator[SoundFile]:
-    """Open `path` for samples in the format of a suffix; the same samples give the same bytes at any time."""
+    """Open `path` for writing in the format of a suffix; the same samples always give the same bytes."""
     import soundfile
 
     with soundfile.SoundFile(file_name(path), "w", rate, channels, SUBTYPES[suffix], format=suffix[1:].upper()) as file:
@@ -211,7 +211,7 @@ class Distortion:
     """The signal-to-distortion ratio of a signal that comes in blocks, over all channels.
 
     Args:
-        channels: how many there are.
+        channels: the number of channels.
 
     Examples:
         >>> import numpy as np

@@ -1,23 +1,23 @@
 """Restore a recording of low bit depth, as `python -m pdunroll restore in.wav out.wav` does.
 
-Every channel is cut into frames of n samples, overlapping ones (`pdunroll.speech.overlap`), and the result is the mean
-of what the frames give. For accuracy, every frame becomes a certified optimum of
+Every channel is cut into overlapping frames of n samples, and the results of the frames are averaged
+(`pdunroll.speech.overlap`). For accuracy, every frame becomes a certified optimum of
 
     argmin_y ||K y||_1   subject to   y in the quantization cells of the recording
 
-with the learned operator K (m, n). For listening, it is what a few iterations towards that optimum give: PESQ is
-highest there and lower at the optimum, where SDR is highest. The decisions and their reasons:
+with the learned operator K (m, n). For listening, it is the result of a few iterations towards that optimum, where PESQ
+is highest; SDR is highest at the optimum. The design decisions and their reasons:
 
 - A recording is processed at its own rate. Resampling would mix samples and lose their cells, which are all that is
-  known for certain. At rates other than the operator's, a frame has another duration than those of the training.
+  known for certain. At rates other than the operator's, a frame has another duration than in training.
 - The cells are inferred from the values in the file, for each channel (`pdunroll.restore.grid`). With --bits N they are
   those of `pdunroll.quantize` instead.
 - The optimum scales with the cells, so one operator serves all bit depths and volumes. Frames are solved in units in
   which a cell is as wide as at 4 bits, so that rounding errors do not depend on the volume. The gain does depend on the
-  bit depth (docs/restore.md). A note says so where a recording has many levels.
-- A short last frame is filled with the samples before it, whose results are dropped, so that all its samples are true
-  ones in true cells. A recording shorter than a frame is mirrored at its start, as the DCT continues its frames.
-- The output format must have numbers in the cells: 32-bit float (.wav) or 24 bit (.flac).
+  bit depth (docs/restore.md); a note is printed for recordings with many levels.
+- A short last frame is filled with the samples before it, whose results are dropped, so that it has recorded samples
+  only. A recording shorter than a frame is mirrored at its start, as the DCT continues its frames.
+- The output format must have values in the cells: 32-bit float (.wav) or 24 bit (.flac).
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ from pdunroll.restore.solvers import ITERATIONS, RADIUS, TOLERANCE, Solver, for_
 from pdunroll.speech.overlap import averaged, frame_count
 
 BLOCK = 128  # frames that are solved together
-SHIFTS = 8  # grids of frames; 16 gain less than 0.1 dB more for twice the time (docs/restore.md)
-FEW_LEVELS = 64  # those of 6 bits; with more, little is gained on speech
+SHIFTS = 8  # shifted grids of frames; 16 gain less than 0.1 dB more for twice the time (docs/restore.md)
+FEW_LEVELS = 64  # 6 bits; with more levels, little is gained on speech
 
-Score = tuple[str, float, float]  # a measure, its value for the input and for the result in dB
+Score = tuple[str, float, float]  # name of a measure, its values for input and result in dB
 
 
 def restore_file(
@@ -73,9 +73,9 @@ def restore_file(
         tolerance: the relative duality gap of each frame, > 0; by default `TOLERANCE`.
 
     Raises:
-        InputError: naming the file or option at fault.
+        InputError: naming the invalid file or option.
     """
-    torch.set_num_threads(1)  # for matrices as small as these, several threads only wait for each other
+    torch.set_num_threads(1)  # several threads are no faster for matrices as small as these
     if bits is not None:
         require_integer("--bits", bits, 1, 16)
     if tolerance is not None:
@@ -113,7 +113,7 @@ def restore_file(
 
 
 def print_cells(recording: Recording, grids: list[Grid]) -> None:
-    """Print the shape of a recording, the grid of each channel, and notes where little is to be expected."""
+    """Print the shape of a recording, the grid of each channel, and notes if little gain is to be expected."""
     print(f"{recording.path}: {recording.shape}, {recording.samples / recording.rate:.2f} s")
     for number, grid in enumerate(grids, start=1):
         print(f"channel {number}: {grid}")
@@ -158,14 +158,14 @@ def write(
     Args:
         recording: the recording.
         output: the file to write.
-        solver: what restores frames.
-        grids: that of each channel.
+        solver: restores frames.
+        grids: the grid of each channel.
         truth: the recording before quantization.
         n: samples in a frame.
         shifts: the number of grids of frames to average over.
 
     Returns:
-        The relative duality gap of each frame and, given the truth, the scores.
+        The relative duality gap of each frame and, if the truth is given, the scores.
 
     Raises:
         InputError: if the output cannot be written.
@@ -209,7 +209,7 @@ def write(
 
 def restore(solver: Solver, frames: NDArray, grids: list[Grid]) -> tuple[NDArray, list[float]]:
     """Restore frames (B, channels, n), given the grid of each channel; return them and their relative duality gaps."""
-    units = np.array([grid.radius / RADIUS for grid in grids])  # in which frames are solved; middle cells stay exact
+    units = np.array([grid.radius / RADIUS for grid in grids])  # of frames; keeps middle cells exact
     x = 2.0 * RADIUS * np.stack([grid.middles(frames[:, number]) for number, grid in enumerate(grids)], axis=1)
     found = solver(torch.from_numpy(x.reshape(-1, x.shape[2])))
     return found.frames.numpy().reshape(x.shape) * units[:, None], found.gap.tolist()

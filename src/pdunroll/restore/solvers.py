@@ -14,7 +14,7 @@ from pdunroll.core.solve import solve
 
 RADIUS = 1 / 16  # half a cell, in the units in which frames are solved
 TOLERANCE = 1e-2  # relative duality gap; the SDR at smaller ones is the same to 0.01 dB (docs/restore.md)
-STEP_RATIO, ITERATIONS = 60.0, 8  # for listening; chosen on development sentences (docs/restore.md)
+STEP_RATIO, ITERATIONS = 60.0, 8  # of `for_listening`; chosen on development sentences (docs/restore.md)
 
 
 class Restored(NamedTuple):
@@ -24,7 +24,7 @@ class Restored(NamedTuple):
     gap: Tensor  # relative duality gap, float64  (B,)
 
 
-Solver = Callable[[Tensor], Restored]  # of frames x (B, n), the middles of cells of half width RADIUS
+Solver = Callable[[Tensor], Restored]  # takes x (B, n), the centres of cells of half width RADIUS
 
 
 def for_accuracy(operator: Tensor, tolerance: float = TOLERANCE) -> Solver:
@@ -37,7 +37,7 @@ def for_accuracy(operator: Tensor, tolerance: float = TOLERANCE) -> Solver:
 
     def restore(observation: Tensor) -> Restored:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".* frames are not certified")  # the gaps say so
+            warnings.filterwarnings("ignore", message=".* frames are not certified")  # the caller gets the gaps
             found = solve(operator, observation, radius=RADIUS, tolerance=tolerance)
         return Restored(found.primal, found.gap)
 
@@ -49,8 +49,8 @@ def for_listening(operator: Tensor, iterations: int = ITERATIONS, step_ratio: fl
 
     Args:
         operator: K, (m, n).
-        iterations: how many, at least 1.
-        step_ratio: (sigma / tau)^{1/2} with the largest steps that the theory allows; a large one makes small steps
+        iterations: the number of iterations, at least 1.
+        step_ratio: (sigma / tau)^{1/2} with the largest steps that the theory allows; a large ratio gives small steps
             in y, so that the number of iterations can be chosen finely.
     """
     operator32 = operator.float()

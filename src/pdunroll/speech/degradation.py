@@ -1,10 +1,10 @@
-"""What becomes of clean speech, and what is then known of it: quantized, clipped or missing samples.
+"""Degradations of clean speech: quantized, clipped and missing samples, and the bounds of the true samples.
 
-A sample of a signal in [-1, 1] is clipped where it is at the level or beyond, missing where it was lost, and quantized
-(`pdunroll.speech.quantizer`) elsewhere. From the number that is stored of it follow the observation x and the bounds
+The signal is in [-1, 1]. A sample at the clipping level or beyond is clipped, a lost sample is missing, and all others
+are quantized (`pdunroll.speech.quantizer`). Each sample is stored as a code, which gives the observation x and bounds
 lower <= y <= upper of the true sample:
 
-    quantized   x is the centre of the cell, and the cell is what y lies in, up to the level
+    quantized   x is the centre of the cell, and y is in the cell, up to the level
     clipped     x is the level, and y is between it and full scale
     missing     x is 0, and y is anywhere in [-1, 1]
 """
@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 from pdunroll.errors import require_integer, require_share, require_within
 from pdunroll.speech import quantizer
 
-MISSING, BELOW, ABOVE = 0, 1, 2  # numbers after those of the cells
-FINE = 16  # bits of a recording that counts as not quantized
+MISSING, BELOW, ABOVE = 0, 1, 2  # codes that follow those of the cells
+FINE = 16  # bits from which on a recording counts as not quantized
 
 
 class Observed(NamedTuple):
-    """What is known of a signal, in float64; all of its shape."""
+    """The observation and the bounds of a signal, each an array of its shape."""
 
     observation: NDArray[np.float64]  # x
     lower: NDArray[np.float64]
@@ -35,11 +35,11 @@ class Observed(NamedTuple):
 
 @dataclass(frozen=True)
 class Degradation:
-    """A quantizer, behind a clipper and with samples lost.
+    """Clipping, quantization and loss of samples.
 
     Attributes:
-        bits: of the quantizer, 1 to 32; 16 where a recording's samples are known as they are.
-        level: where samples are clipped, between 0 and 1 (full scale); None if they are not.
+        bits: bits of the quantizer, 1 to 32; 16 for recordings that count as not quantized.
+        level: the clipping level, between 0 and 1 (full scale); None for no clipping.
         missing: the share of samples that are lost, drawn independently; 0 to 0.99.
 
     Raises:
@@ -73,19 +73,19 @@ class Degradation:
 
     @property
     def beyond_quantization(self) -> dict[str, Any]:
-        """The settings besides `bits` that are in use."""
+        """The settings besides `bits` that differ from their defaults."""
         return {name: value for name in ("level", "missing") if (value := getattr(self, name))}
 
     @property
     def name(self) -> str:
-        """What the observed signal is called in tables and figures, such as "quantized" or "clipped"."""
+        """The name of the observed signal in tables and figures, such as "quantized" or "clipped"."""
         words = ["quantized"] if self.bits < FINE or not self.beyond_quantization else []
         words += ["clipped"] if self.level else []
         words += ["incomplete"] if self.missing else []
         return " and ".join(words)
 
     def encode(self, signal: NDArray[np.float64], seed: int = 0) -> NDArray:
-        """Return the number that is stored of each sample; those that are lost are drawn with the seed."""
+        """Return the code of each sample; the seed determines which samples are lost."""
         codes, after = quantizer.encode(signal, self.bits), 2**self.bits
         if self.level is not None:
             codes = np.where(signal <= -self.level, after + BELOW, np.where(signal >= self.level, after + ABOVE, codes))
@@ -94,7 +94,7 @@ class Degradation:
         return codes.astype(np.min_scalar_type(after + ABOVE if self.beyond_quantization else after - 1))
 
     def decode(self, codes: NDArray) -> Observed:
-        """Return what is known of the samples with these numbers."""
+        """Return the observation and the bounds of samples with these codes."""
         numbers, radius, after = codes.astype(np.float64), quantizer.radius(self.bits), 2**self.bits
         centre = quantizer.decode(numbers, self.bits)
         most = 1.0 if self.level is None else self.level

@@ -1,8 +1,8 @@
-"""Synthetic speech: sentences of our own composition, spoken by espeak-ng.
+"""Synthetic speech: random sentences spoken by espeak-ng.
 
-espeak-ng is a formant synthesizer that comes as a wheel with its voices (espeakng-loader). Its noise generator keeps
-its state from sentence to sentence, so that the speech is the same on every run only if a new process speaks all
-sentences in a fixed order, which `speak` starts, and only with voices that do not breathe (conf/data/synthetic.yaml).
+espeak-ng is a formant synthesizer that comes as a wheel with its voices (espeakng-loader). The state of its noise
+generator carries over from sentence to sentence. To give the same speech in every run, `speak` synthesizes all
+sentences in a fixed order in a new process, and conf/data/synthetic.yaml has no breathy voices.
 """
 
 from __future__ import annotations
@@ -60,14 +60,14 @@ def compose(generator: random.Random) -> str:
 
 
 def speak(seconds: dict[str, float], seed: int) -> tuple[int, dict[str, list[NDArray[np.int16]]]]:
-    """Speak new sentences until each voice has spoken for its time, in a new process.
+    """Synthesize random sentences in a new process until each voice has spoken for its time.
 
     Args:
         seconds: for each voice, an espeak name such as "en-us+f2", how long it is to speak.
-        seed: of the sentences.
+        seed: the seed of the sentences.
 
     Returns:
-        The sample rate in Hz and, for each voice, one array a sentence.
+        The sample rate in Hz and, for each voice, one array per sentence.
 
     Raises:
         InputError: for voices that espeak-ng does not have, and where it cannot be loaded.
@@ -83,7 +83,7 @@ def speak(seconds: dict[str, float], seed: int) -> tuple[int, dict[str, list[NDA
 
 
 def _speak_here(seconds: dict[str, float], seed: int) -> tuple[int, dict[str, list[NDArray[np.int16]]]]:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # an exception could not leave the callback below
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # KeyboardInterrupt cannot pass through the callback
     end_with_parent()
     library, data, rate = _load()
     heard: list[NDArray[np.int16]] = []

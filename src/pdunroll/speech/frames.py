@@ -1,9 +1,8 @@
 """From recordings to the dataset: peak normalisation, frames, degradation, and their storage on disk.
 
 A prepared folder holds manifest.json and one npz for each split. The npz has the samples as recorded (int16 where the
-source has them), each file's peak and the numbers of the quantization cells, or of the clipped and missing samples
-(`pdunroll.speech.degradation`), from which y and x follow exactly: y = samples / peak in float64, x = the centre of the
-cell.
+source has them), each file's peak and the codes of the degraded samples (`pdunroll.speech.degradation`). They give y
+and x exactly: y = samples / peak in float64, and x is the centre of the cell.
 """
 
 from __future__ import annotations
@@ -37,10 +36,9 @@ class Frames:
     Attributes:
         truth: y, (frames, n), of files scaled to peak 1.
         observation: x, (frames, n).
-        file: the number of each frame's file in the manifest, (frames,).
-        bounds: the least and the largest value that the true samples may have, (frames, n) each, where they are not
-            x - radius and x + radius.
-        radius: half a quantization step, where they are.
+        file: the index of each frame's file in the manifest, (frames,).
+        bounds: the bounds of the true samples, (frames, n) each; None if they are x - radius and x + radius.
+        radius: half a quantization step; None if `bounds` are given.
     """
 
     truth: NDArray[np.float32]
@@ -50,7 +48,7 @@ class Frames:
     radius: float | None = None
 
     def box(self, numbers: NDArray) -> Box:
-        """Return what is known of the frames with these numbers."""
+        """Return the box of the frames with these indices."""
         import torch
 
         from pdunroll.core.problem import Box
@@ -71,17 +69,17 @@ def prepare(
     Args:
         recordings: of all three splits.
         folder: the prepared folder; it is replaced if an earlier call has written it.
-        frame_length: n in samples, >= 1; a rest at a file's end is dropped.
-        bits: 1 to 32.
-        level: where samples are clipped, as a share of the file's peak; see `Degradation`.
+        frame_length: n in samples, >= 1; the remainder at a file's end is dropped.
+        bits: bits of the quantizer, 1 to 32.
+        level: the clipping level as a share of the file's peak; None for no clipping.
         missing: the share of missing samples.
 
     Returns:
-        The manifest: settings, statistics and files of each split, and a digest of it all.
+        The manifest: the settings, statistics and files of each split, and a digest of all these.
 
     Raises:
-        InputError: naming the recording if it is silent or shorter than a frame, or if two splits hold the same
-            recording, and naming `folder` if it holds anything that no earlier call has written.
+        InputError: if a recording is silent, shorter than a frame or in two splits, or if `folder` holds files that
+            no earlier call has written.
     """
     require_integer("data.frame_length", frame_length, 1)
     degradation = Degradation(bits, level, missing)
@@ -90,7 +88,7 @@ def prepare(
 
 
 def prepared_files(folder: Path) -> set[str]:
-    """Return the names of the files that `prepare` has written to a folder; none without its manifest."""
+    """Return the names of the files that `prepare` has written to a folder; none if it has no manifest."""
     try:
         splits = read_manifest(folder)["splits"]
     except InputError:
@@ -102,7 +100,7 @@ Splits = dict[str, list[tuple[dict[str, Any], NDArray, NDArray]]]  # for each fi
 
 
 def _cut(recordings: Iterable[Recording], frame_length: int, degradation: Degradation) -> Splits:
-    """Return the frames of each recording and what is stored of their degraded samples, by split."""
+    """Return the frames of each recording and the codes of their degraded samples, by split."""
     splits: Splits = {split: [] for split in SPLITS}
     seen: dict[str, Recording] = {}
     for recording in recordings:
@@ -196,7 +194,7 @@ def load(folder: Path, split: str) -> Frames:
 
 
 def _decoded(arrays: Any, degradation: Degradation) -> tuple[NDArray[np.float64], Observed]:
-    """Return y, (frames, n), and what is known of it, in float64."""
+    """Return y, (frames, n), and its observation and bounds, in float64."""
     truth = arrays["samples"] / arrays["peak"][arrays["file_number"], None]
     return truth, degradation.decode(arrays["codes"])
 

@@ -1,8 +1,8 @@
-"""Overlapping frames of a signal that comes in blocks, and the average of what is made of them.
+"""Restoration of a signal in overlapping frames, block by block, with averaged results.
 
-With S shifts, a frame of n samples starts every n // S samples, which is the same as S grids of frames side by side,
-each shifted against the last. A sample is in S frames, and its result is the mean of what they give. Quantization cells
-are convex, so that the mean of values in a cell stays in it.
+With S shifts, a frame of n samples starts every n // S samples, as on S shifted grids of frames side by side. A sample
+is in S frames, and its result is the mean of their results. Quantization cells are convex, so that the mean of values
+in a cell is in the cell.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 
 def frame_count(samples: int, n: int, shifts: int) -> int:
-    """Return how many frames of n samples `averaged` cuts a signal of so many samples into."""
+    """Return the number of frames of n samples into which `averaged` cuts a signal of `samples` samples."""
     hop = n // shifts
     whole = max(0, (samples - n) // hop + 1)
     rest = samples - whole * hop
@@ -27,8 +27,9 @@ def averaged(
 ) -> Iterator[tuple[NDArray, NDArray]]:
     """Yield the samples of a signal with their results, each the mean over the frames that hold the sample.
 
-    A last frame ends with the signal; its results count for those samples only that start no frame before it. A signal
-    shorter than a frame is mirrored at its start. Memory is that of a block, whatever the length of the signal.
+    If the last frame does not end with the signal, one more frame does, whose results count only for the samples that
+    are not yielded before. A signal shorter than a frame is mirrored at its start. The memory does not grow with the
+    length of the signal.
 
     Args:
         blocks: the signal, (samples, channels) each, of any lengths.
@@ -48,7 +49,9 @@ def averaged(
         array([ 0.,  2.,  4.,  6.,  8., 10., 12., 14., 16.])
     """
     hop = n // shifts
-    before = x = total = count = np.empty((0, 0))  # up to `hop` samples that are done, and what is not done yet
+    before = x = total = count = np.empty(
+        (0, 0)
+    )  # `before`: the last `hop` samples that are done; others: not done yet
     for block in blocks:
         x = np.concatenate((x, block)) if x.size else block
         done = max(0, (len(x) - n) // hop + 1) * hop

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pdunroll.errors import InputError, require_integer, require_positive
 
 SAMPLE_RATE = 16_000  # Hz
-RATES = 1_000, 768_000  # Hz, the range of the files that can be read
+RATES = 1_000, 768_000  # Hz, the accepted range of sample rates
 SPLITS = ("train", "validation", "test")
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class Recording(NamedTuple):
 
 
 class Source(Protocol):
-    """Where speech comes from."""
+    """A source of speech."""
 
     def recordings(self) -> Iterator[Recording]:
         """Yield all recordings, in a fixed order.
@@ -51,9 +51,9 @@ class Synthetic:
     """Random sentences spoken by espeak-ng; no voice is in two splits.
 
     Attributes:
-        minutes: of speech in all; 70% of it is for training.
-        voices: for each split, names of espeak voices.
-        seed: of the sentences.
+        minutes: minutes of speech in all splits, 70% of them for training.
+        voices: the names of espeak voices for each split.
+        seed: the seed of the sentences.
     """
 
     minutes: float
@@ -80,7 +80,7 @@ class Synthetic:
         rate, speech = speak(seconds, self.seed)
         for voice, sentences in speech.items():
             for number, sentence in enumerate(sentences):
-                # rounded to 16 bit, polyphase filtering in float64 gives the same samples on all machines
+                # polyphase filtering in float64, rounded to 16 bits, gives the same samples on all machines
                 wave = librosa.resample(
                     sentence.astype(np.float64), orig_sr=rate, target_sr=SAMPLE_RATE, res_type="polyphase"
                 )
@@ -92,11 +92,11 @@ class Synthetic:
 class IEEE:
     """The paper's corpus of IEEE (Harvard) sentences: 504 training, 108 development and 108 test files.
 
-    Each file is checked against its SHA-256 sum, which the package contains.
+    Each file is checked against its SHA-256 sum, which is part of the package.
 
     Attributes:
-        root: the folder with train_data, dev_data and test_data; None downloads the corpus into a cache.
-        url: where it is downloaded from.
+        root: the folder with train_data, dev_data and test_data; if None, the corpus is downloaded into a cache.
+        url: the address of the corpus.
     """
 
     root: str | None
@@ -135,7 +135,7 @@ class IEEE:
             retry_if_failed=2,
         )
         pooch.get_logger().setLevel("WARNING")
-        log.info("the IEEE corpus comes from %s into %s", self.url, home.abspath)
+        log.info("downloading the IEEE corpus from %s to %s", self.url, home.abspath)
         name = ""
         try:
             for name in tqdm(sums, desc="IEEE corpus", unit="file"):
@@ -158,10 +158,10 @@ class Folder:
 
     Attributes:
         root: the folder; files in folders below it are read, too.
-        validation_share: of the files, > 0.
-        test_share: of the files, > 0; both shares add up to less than 1.
-        seed: of the split.
-        suffixes: those of audio files, without the dot.
+        validation_share: the share of validation files, > 0.
+        test_share: the share of test files, > 0; both shares add up to less than 1.
+        seed: the seed of the split.
+        suffixes: the suffixes of audio files, without the dot.
     """
 
     root: str
@@ -220,7 +220,7 @@ def read_audio(path: Path) -> NDArray:
     import librosa
     import soundfile
 
-    if not path.is_file():  # reading a pipe would wait for its writer
+    if not path.is_file():  # reading from a pipe might block
         raise InputError(f"{path} is no file; rename or remove it")
     try:
         require_whole(path)
@@ -228,13 +228,13 @@ def read_audio(path: Path) -> NDArray:
         info = soundfile.info(name)
         if (info.channels, info.samplerate, info.subtype) == (1, SAMPLE_RATE, "PCM_16"):
             return soundfile.read(name, dtype="int16")[0]
-        if not RATES[0] <= info.samplerate <= RATES[1]:  # resampling might take all memory
+        if not RATES[0] <= info.samplerate <= RATES[1]:  # resampling could need too much memory
             raise InputError(f"{path} has a rate of {info.samplerate} Hz, not of {RATES[0]} to {RATES[1]}; remove it")
         channels, rate = soundfile.read(name, dtype="float32", always_2d=True)
         samples = librosa.resample(channels.mean(axis=1), orig_sr=rate, target_sr=SAMPLE_RATE)
     except InputError:
         raise
-    except Exception as error:  # decoders raise whatever they like
+    except Exception as error:  # decoders raise various types
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"{path} cannot be read as audio ({reason}); replace or remove it") from None
     if not np.isfinite(samples).all():
@@ -250,7 +250,7 @@ def file_name(path: Path) -> Any:
 def require_whole(path: Path) -> None:
     """Raise `InputError` if a WAV, AIFF or AU file ends before its header says.
 
-    Libsndfile would read such a file without an error.
+    libsndfile reads such a file without an error.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -269,5 +269,5 @@ def require_whole(path: Path) -> None:
         else:
             return
     missing = start + length - size
-    if missing > 0 and length < 0xFFFFFF00:  # larger lengths mean that the writer did not know it
+    if missing > 0 and length < 0xFFFFFF00:  # larger values mean that the length is unknown
         raise InputError(f"{path} is cut short, {missing} bytes of audio are missing; replace or remove it")

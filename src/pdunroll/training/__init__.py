@@ -1,1 +1,1 @@
-"""The network, its training, and the folder that a training leaves."""
+"""The network, its training, and the folders of trainings."""

@@ -11,16 +11,17 @@ from pdunroll.errors import InputError
 from pdunroll.files import digest
 
 PACKAGE, HOME = "pdunroll", Path(__file__).parents[1]
-# Modules whose effect shows in the settings and the data, or that decide no number.
+# Modules left out of the digests of trainings: their effect is in the settings or the data, or they change no number.
 WITHOUT = ("errors", "files", "processes", "speech.frames", "training.history", "training.run_key")
 
 
 @cache
 def source_digest(*modules: str, without: tuple[str, ...] = ()) -> str:
-    """SHA-256 of what modules do, with all that they import of the package: comments, docstrings, layout do not count.
+    """Return the SHA-256 of modules and of all that they import of the package; comments and layout do not count.
 
-    Modules of the package by their names in it, others ("mine.strategies") by their full ones; modules and packages of
-    `without`, and what only they import, are left out.
+    Args:
+        modules: modules of the package by their names in it, others ("mine.strategies") by their full names.
+        without: modules and packages that are left out, with all that only they import.
     """
     programs: dict[str, str] = {}
     waiting = [module.removeprefix(f"{PACKAGE}.") for module in modules]
@@ -38,12 +39,12 @@ def source_digest(*modules: str, without: tuple[str, ...] = ()) -> str:
 
 
 def imported(tree: ast.Module) -> set[str]:
-    """The modules of the package that a program imports anywhere in it, by their names in it."""
+    """Return the modules of the package that a program imports anywhere, by their names in the package."""
     names: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:  # what is imported may be a module itself
+        elif isinstance(node, ast.ImportFrom) and node.module:  # the imported name may be a module itself
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     plain = {name.removeprefix(f"{PACKAGE}.") for name in names if name.startswith(f"{PACKAGE}.")}
     return {name for name in plain if (HOME / f"{name.replace('.', '/')}.py").is_file()}
@@ -54,7 +55,7 @@ def _source(module: str) -> str:
     if not path.is_file():
         try:
             found = importlib.util.find_spec(module)
-        except (ImportError, ValueError):  # of a package that is not there, of no name at all
+        except (ImportError, ValueError):  # a package that does not exist, or an empty name
             found = None
         if found is None or found.origin is None or not found.origin.endswith(".py"):
             raise InputError(f"the module {module!r} of a _target_ has no source file; give one that has")

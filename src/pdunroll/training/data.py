@@ -1,4 +1,4 @@
-"""Batches of frames, in an order that depends on the seed and the pass only."""
+"""Batches of frames, in an order that depends only on the seed and the pass."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pdunroll.speech.frames import Frames
 
 
 class FrameData(pl.LightningDataModule):
-    """Training and validation frames; the order of pass p depends on the seed and p only.
+    """Training and validation frames; the order of pass p depends only on the seed and p.
 
     Batches are pairs (y, x), each (batch_size, n), or (y, x, lower, upper) where frames have bounds. `fit` reads the
     training frames of a pass in as many parts as there are validations in it.
@@ -21,13 +21,13 @@ class FrameData(pl.LightningDataModule):
     Args:
         train: the training frames.
         validation: the validation frames.
-        batch_size: frames in a training batch.
-        seed: of the order of the training frames.
-        shuffle_buffer: frames among which the next one is drawn; all if None.
-        train_frames: frames drawn for each pass; all if None.
-        validation_frames: frames drawn once for validation; all if None.
-        validations_per_epoch: validations in each pass.
-        numbered: whether training batches have the numbers of their frames, (batch_size,), as the last part.
+        batch_size: number of frames in a training batch.
+        seed: the seed of the order of the training frames.
+        shuffle_buffer: number of frames among which the next one is drawn; all if None.
+        train_frames: number of frames drawn for each pass; all if None.
+        validation_frames: number of frames drawn once for validation; all if None.
+        validations_per_epoch: number of validations in each pass.
+        numbered: whether the last tensor of a training batch has the indices of its frames, (batch_size,).
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class FrameData(pl.LightningDataModule):
         self.validated = shuffled(len(self.validation), None, seed=0)[:validation_frames]
 
     def train_dataloader(self) -> DataLoader:
-        """Return the batches up to the next validation; Lightning asks anew for each of these parts of a pass."""
+        """Return the batches up to the next validation; Lightning calls this for each of these parts of a pass."""
         assert self.trainer is not None
         number, part = divmod(self.trainer.current_epoch, self.validations_per_pass)
         order = shuffled(len(self.train), self.shuffle_buffer, seed=(self.seed << 20) + number)[: self.frames_per_pass]
@@ -70,15 +70,15 @@ class FrameData(pl.LightningDataModule):
 
 
 def batches(frames: TensorDataset, order: Tensor, batch_size: int) -> DataLoader:
-    """Return a loader of batches in a given order, each of them sliced from the tensors at once."""
+    """Return a loader of batches in a given order, each indexed from the tensors at once."""
     return DataLoader(frames, sampler=order.split(batch_size), batch_size=None)
 
 
 def shuffled(population: int, buffer: int | None, seed: int) -> Tensor:
-    """The numbers 0 .. population - 1 in random order (all if `buffer` is None).
+    """Return the numbers 0 .. population - 1 in random order.
 
-    With a buffer, in the manner of a stream: `buffer` items are held, one of them is drawn, the next of the stream
-    takes its place. An item then appears at most about `buffer` places early, and neighbours stay near each other.
+    With a `buffer`, they are shuffled like a stream: the next number is drawn from a buffer of this size and replaced
+    there by the next one of the stream. A number then comes at most `buffer` places early, and neighbours stay close.
     """
     generator = torch.Generator().manual_seed(seed)
     if buffer is None or buffer >= population:

@@ -1,7 +1,7 @@
-"""One training: Lightning's loop between a start, or a checkpoint, and the last pass over the training frames.
+"""Lightning's training loop, from the start or from a checkpoint.
 
-A pass is an epoch of the protocol. Lightning is given shorter "epochs", from one validation to the next, so that each
-checkpoint lies on a border where a killed training goes on bit for bit.
+A pass over the training frames is an epoch of the protocol. Lightning's "epochs" are shorter, from one validation to
+the next, since a killed training continues bit for bit only from the end of such an epoch.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ def fit(
     callbacks: Sequence[pl.Callback] = (),
     **options: Any,
 ) -> History:
-    """Train, going on from `folder`/last.ckpt if it is there; write that file and training.csv.
+    """Train, from `folder`/last.ckpt on if it exists; write that file and training.csv.
 
     Args:
-        module: what is trained, in place.
+        module: the module, trained in place.
         data: its frames.
-        folder: where the checkpoint and training.csv are.
-        epochs: passes over the training frames.
-        title: names the training in log lines.
-        accelerator: Lightning's, "cpu" or "gpu".
+        folder: the folder of the checkpoint and of training.csv.
+        epochs: the number of passes over the training frames.
+        title: the name of the training in log lines.
+        accelerator: "cpu" or "gpu".
         loggers: Lightning's loggers.
         callbacks: further callbacks.
         options: other options of Lightning's Trainer, such as gradient_clip_val.
@@ -60,10 +60,10 @@ def fit(
         The rows of training.csv and the seconds of training.
 
     Raises:
-        DivergenceError: where numbers are no longer finite.
-        InputError: if the checkpoint is damaged, or the Trainer does not take an option.
+        DivergenceError: if numbers are no longer finite.
+        InputError: if the checkpoint is damaged, or the Trainer does not accept an option.
     """
-    torch.ones(1).sqrt()  # of Adam: with several threads, a process's first can be inexact (PyTorch issue 188792)
+    torch.ones(1).sqrt()  # with several threads, the first of a process can be inexact (PyTorch issue 188792)
     history = History(folder / HISTORY, title, epochs * data.steps_per_pass)
     resume = folder / CHECKPOINT
     checkpoint = ModelCheckpoint(
@@ -80,7 +80,7 @@ def fit(
             reload_dataloaders_every_n_epochs=1,
             num_sanity_val_steps=0 if resume.is_file() else -1,  # validation before the first step
             callbacks=[history, checkpoint, *callbacks],
-            plugins=[Checkpoints(), LightningEnvironment()],  # on a cluster it is submitit that sends a job again
+            plugins=[Checkpoints(), LightningEnvironment()],  # on a cluster submitit requeues, not Lightning
             logger=loggers or False,
             default_root_dir=folder,
             **given,
@@ -89,7 +89,7 @@ def fit(
         if not options:
             raise
         raise InputError(f"Lightning's Trainer does not take trainer.options {options} ({error})") from None
-    with warnings.catch_warnings():  # nothing in these is for the reader of our log
+    with warnings.catch_warnings():  # warnings that do not concern the user
         warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
         warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.. is deprecated")
         warnings.filterwarnings("ignore", ".*does not have many workers")  # batches are slices of memory
@@ -98,11 +98,11 @@ def fit(
 
 
 class Checkpoints(TorchCheckpointIO):
-    """Checkpoints that are whole or not there, and that hold no code."""
+    """Checkpoints that are written atomically and loaded without running code."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Write a checkpoint and its checksum."""
-        buffer = io.BytesIO()  # torch.save to a file hides why it failed
+        buffer = io.BytesIO()  # torch.save to a file hides the cause of a failure
         torch.save(checkpoint, buffer)
         with atomic(Path(path)) as temporary:
             temporary.write_bytes(buffer.getvalue() + checksum(buffer.getvalue()))
@@ -122,5 +122,5 @@ CHECKSUM = 32  # bytes at the end of a checkpoint
 
 
 def checksum(content: bytes) -> bytes:
-    """Return SHA-256 of a checkpoint: torch restores many a damaged file without a word."""
+    """Return the SHA-256 of a checkpoint, since torch loads many damaged files without an error."""
     return hashlib.sha256(content).digest()

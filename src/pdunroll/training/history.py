@@ -1,4 +1,4 @@
-"""The table of a training: one row a validation."""
+"""The table of a training, with one row per validation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 class History(pl.Callback):
-    """One row a validation, into the CSV table, the loggers and the console; times leave validation out."""
+    """Write a row per validation to training.csv, the loggers and the console; times exclude validation."""
 
     def __init__(self, path: Path, title: str, total_steps: int) -> None:
         self.path, self.title, self.total_steps = path, title, total_steps
@@ -25,21 +25,21 @@ class History(pl.Callback):
         self._since = 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps."""
+        """Return the state for a checkpoint."""
         return {"rows": self.rows, "seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up what a checkpoint kept."""
+        """Restore the state from a checkpoint."""
         self.rows, self.seconds = state_dict["rows"], state_dict["seconds"]
 
     def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
-        """Raise an interrupt again, of which Lightning would make a status of its own."""
+        """Raise an interrupt again, which Lightning would turn into a status of its own."""
         if isinstance(exception, KeyboardInterrupt):
-            raise exception  # Lightning would make a status of its own of it
+            raise exception
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Log the rows of before an interruption, since loggers are new."""
-        for row in self.rows:  # of a training that goes on, whose loggers are new
+        """Log the rows of a resumed training again, since its loggers are new."""
+        for row in self.rows:
             self._log(trainer, row)
 
     def _log(self, trainer: pl.Trainer, row: dict[str, float]) -> None:
@@ -48,11 +48,11 @@ class History(pl.Callback):
             logger.log_metrics(known, step=int(row["step"]))
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Start the clock, which stands still during validation."""
+        """Start the clock."""
         self._since = time.perf_counter()
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Stop the clock, so that times leave validation out."""
+        """Stop the clock, so that times exclude validation."""
         if not trainer.sanity_checking:
             self.seconds += time.perf_counter() - self._since
 

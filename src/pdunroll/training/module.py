@@ -22,8 +22,8 @@ from pdunroll.training.history import History
 from pdunroll.training.network import UnrolledNetwork
 from pdunroll.training.objectives import AtDepth, KeptPairs, Objective
 
-LARGEST = 1e8  # entry of K; the largest must exceed 1 / LARGEST, too: beyond, float32 and Adam's epsilon give out
-TOLERATED = 1.5  # times the validation MSE at the start
+LARGEST = 1e8  # bound of the largest entry of K, and its inverse: beyond, float32 and Adam's epsilon are unsuitable
+TOLERATED = 1.5  # training has diverged at this multiple of the first validation MSE
 Described = TypeVar("Described", Backprop, Objective)
 
 
@@ -31,29 +31,30 @@ class UnrolledTraining(pl.LightningModule):
     """The unrolled network, trained by Adam on half the squared error, summed over the batch.
 
     A batch is a pair (y, x) of true and observed frames, (B, n) each, or (y, x, lower, upper) with the bounds of the
-    true samples; `forward` takes all but y. The scale of the loss is that of the authors' code: Adam divides it out but
-    for its epsilon, which a mean over the samples would come close to. At each validation, or each epoch without one,
-    the module logs train_mse (since the last time), validation_mse, learning_rate, gradient_norm and operator_norm
-    (||K||_2); errors are means over frames and samples. `best_operator` is the K with the smallest validation error so
-    far. Every argument is a hyperparameter of the checkpoint, except `optimizer` and `schedule`, which are code.
+    true samples; `forward` takes all but y. The loss is scaled as in the authors' code; Adam is invariant to the scale
+    except for its epsilon, to which the gradients of a mean over the samples would be close. At each validation, or
+    each epoch without one, the module logs train_mse (since the last time), validation_mse, learning_rate,
+    gradient_norm and operator_norm (||K||_2); errors are means over frames and samples. `best_operator` is the K with
+    the smallest validation error so far. All arguments except `optimizer` and `schedule` are hyperparameters of the
+    checkpoint.
 
     Args:
         frame_length: n, samples.
         radius: half a quantization step; None if batches have bounds.
         iterations: L.
-        backprop: the strategy, or what `described` returned for one; `Full()` if None.
-        objective: the loss, or what `described` returned for one; the error after L iterations if None.
+        backprop: the strategy or its description (see `described`); `Full()` if None.
+        objective: the loss or its description; the error after L iterations if None.
         rows: m; n if None.
         step_ratio: see `pdunroll.unroll`, as for `extrapolation` and `step_norm`.
-        learned_steps: learn the step sizes, too; see `UnrolledNetwork`.
+        learned_steps: whether the step sizes are learned, too; see `UnrolledNetwork`.
         extrapolation: theta.
         step_norm: the norm of K in the step sizes.
-        learning_rate: of the first step.
-        final_learning_rate: of the last step; the rate falls linearly.
-        adam_epsilon: 1e-7 in the released code.
-        decay: steps until the final rate; those of the Trainer if None.
-        optimizer: called with the parameters and lr, returns the optimizer; Adam with `adam_epsilon` if None.
-        schedule: called with the optimizer, returns what sets the rate of each step; the linear fall if None.
+        learning_rate: the learning rate of the first step.
+        final_learning_rate: the learning rate of the last step; it falls linearly.
+        adam_epsilon: the epsilon of Adam; 1e-7 in the released code.
+        decay: the number of steps until the final rate; that of the Trainer if None.
+        optimizer: returns the optimizer, given the parameters and lr; Adam with `adam_epsilon` if None.
+        schedule: returns the scheduler of the learning rate, given the optimizer; linear decay if None.
 
     Examples:
         >>> import pdunroll
@@ -109,7 +110,7 @@ class UnrolledTraining(pl.LightningModule):
         self.latest: dict[str, float] = {}  # what was logged at the last validation, in float64
 
     def setup(self, stage: str) -> None:
-        """Refuse a precision in which the iteration is not defined; make room for the pairs that are kept."""
+        """Raise `InputError` for lower precision; allocate the pairs that the objective keeps."""
         if self.trainer.precision not in ("32-true", "64-true"):
             raise InputError(
                 f"the Trainer's precision must be 32-true or 64-true, got {self.trainer.precision}: the masks compare "
@@ -124,22 +125,22 @@ class UnrolledTraining(pl.LightningModule):
             self.register_buffer("kept_dual", observation.new_zeros(len(observation), len(self.network.operator)))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Make room for the pairs that a checkpoint holds."""
+        """Allocate the pairs that a checkpoint has."""
         for name in (f"kept_{part}" for part in KeptPairs._fields):
             if name in checkpoint["state_dict"]:
                 self.register_buffer(name, torch.empty_like(checkpoint["state_dict"][name]))
 
     @property
     def pairs(self) -> KeptPairs | None:
-        """The pairs of all training frames, which are in the checkpoint; None where none are kept."""
+        """The pairs of all training frames, which are part of the checkpoint; None if the objective keeps none."""
         names = [f"kept_{part}" for part in KeptPairs._fields]
         return KeptPairs(*map(self.get_buffer, names)) if hasattr(self, names[0]) else None
 
     def configure_optimizers(self) -> Any:
-        """Return the optimizer and the schedule of its rate, by default Adam with a linear fall.
+        """Return the optimizer and its schedule, by default Adam with linear decay.
 
         Raises:
-            InputError: if either does not take its settings.
+            InputError: if either does not accept its settings.
         """
         first, last = self.hparams["learning_rate"], self.hparams["final_learning_rate"]
         decay = self.hparams["decay"] or self.trainer.estimated_stepping_batches
@@ -160,7 +161,7 @@ class UnrolledTraining(pl.LightningModule):
         return self.network(*observed)
 
     def training_step(self, batch: tuple[Tensor, ...], batch_index: int) -> Tensor:
-        """Return the loss of a batch; raise `DivergenceError` where numbers give out."""
+        """Return the loss of a batch; raise `DivergenceError` if numbers are not finite or too large."""
         if not 1 / LARGEST < (size := largest_entry(self.network.operator)) < LARGEST:
             raise self._diverged(f"largest entry of K {size:.3g}")
         with self._blamed_on_the_rate():
@@ -171,7 +172,7 @@ class UnrolledTraining(pl.LightningModule):
         return loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Sum up gradient norms; raise `DivergenceError` where one is not finite."""
+        """Sum up gradient norms; raise `DivergenceError` if one is not finite."""
         gradient = self.network.operator.grad
         assert gradient is not None
         if not math.isfinite(norm := float(gradient.norm())):
@@ -180,7 +181,7 @@ class UnrolledTraining(pl.LightningModule):
 
     @contextmanager
     def _blamed_on_the_rate(self) -> Iterator[None]:
-        """Raise `DivergenceError` for bad input; before the first step no learning rate can be at fault."""
+        """Turn `InputError` into `DivergenceError`, except before the first step, which no learning rate affects."""
         try:
             yield
         except InputError as error:
@@ -207,17 +208,17 @@ class UnrolledTraining(pl.LightningModule):
         self.log("test_mse", mse, on_step=False, on_epoch=True, batch_size=len(truth))
 
     def predict_step(self, batch: Tensor | tuple[Tensor, ...], batch_index: int) -> Tensor:
-        """Return y^L of a batch, x (B, n) or what a batch of training has."""
+        """Return y^L of a batch, which is x (B, n) or a batch as in training."""
         return self.network(batch) if isinstance(batch, Tensor) else self.network(*batch[1:])
 
     def on_validation_epoch_end(self) -> None:
-        """Keep the best operator, log, and raise `DivergenceError` if the operator restores nothing any more."""
+        """Keep the best operator, log, and raise `DivergenceError` if the operator has become useless."""
         sums, step = self.sums, self.global_step
         mse = sums["squares"] / sums["validated"]
         whole = not self.trainer.sanity_checking or math.isinf(self.trainer.num_sanity_val_steps)
         if step == 0 and whole:
             self.first_mse.fill_(mse)
-        # y^L stays within eta of x, whatever K is: without a sense its error is bounded, but above that of x itself
+        # y^L is within eta of x for any K, so that even a useless K has a bounded error, but a larger one than x itself
         tolerated = max(TOLERATED * self.first_mse.item(), sums["unrestored"] / sums["validated"])
         if not mse <= tolerated:
             raise self._diverged(f"validation MSE {mse:.3e}, {self.first_mse.item():.3e} at the start")
@@ -230,12 +231,12 @@ class UnrolledTraining(pl.LightningModule):
         self._log(mse)
 
     def on_train_epoch_end(self) -> None:
-        """Log what no validation has logged."""
+        """Log the rest of an epoch without validation."""
         if self.sums["steps"]:
             self._log(math.nan)
 
     def _log(self, validation_mse: float) -> None:
-        """Log what happened since the last call and where training stands; NaN is left out."""
+        """Log the means since the last call and the current state; NaN is left out."""
         sums = self.sums
         self.latest = {
             "train_mse": 2 * sums["loss"] / sums["samples"] if sums["samples"] else math.nan,
@@ -247,7 +248,7 @@ class UnrolledTraining(pl.LightningModule):
         sums.clear()
         known = {name: value for name, value in self.latest.items() if not math.isnan(value)}
         callbacks = self.trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
-        own = any(isinstance(part, History) for part in callbacks)  # writes to the loggers itself
+        own = any(isinstance(part, History) for part in callbacks)  # it writes to the loggers itself
         self.log_dict(known, logger=bool(self.trainer.loggers) and not own)
 
 
@@ -268,9 +269,10 @@ def described(strategy: Backprop | Objective) -> dict[str, Any]:
 
 
 def rebuilt(description: dict[str, Any], base: type[Described] = Backprop) -> Described:
-    """Return what `described` described; its class must have been imported, nothing else is run.
+    """Return the strategy or objective that `described` described; its class must have been imported.
 
-    Raises `InputError` if there is no such class.
+    Raises:
+        InputError: if there is no such class.
     """
     kinds, waiting = {}, [base]
     while waiting:

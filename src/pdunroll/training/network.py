@@ -1,4 +1,4 @@
-"""The unrolled network: an nn.Module that holds what is learned, the operator K and possibly the step sizes."""
+"""The unrolled network: an nn.Module with the learned operator K and possibly learned step sizes."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from pdunroll.core.problem import Box, dct_operator
 from pdunroll.core.unroll import Scalar, unroll
 from pdunroll.errors import InputError
 
-SCALE, LARGEST_SCALE = 0.99, 0.999  # where c starts if it is learned, and its bound
+SCALE, LARGEST_SCALE = 0.99, 0.999  # initial value and bound of c if it is learned
 
 
 class UnrolledNetwork(nn.Module):
     """A^L(K, x) with learned K, (m, n), which starts as the orthonormal DCT-II.
 
     With `learned_steps` the step sizes sigma = r c / ||K|| and tau = c / (r ||K||) are learned, too, by the logarithm
-    of r and the logit of c / 0.999: sigma tau ||K||_2^2 < 1 whatever they are, so that the iteration converges. r
-    starts at `step_ratio` and c at 0.99.
+    of r and the logit of c / 0.999. Then sigma tau ||K||_2^2 < 1 for all their values, so that the iteration converges.
+    r starts at `step_ratio` and c at 0.99.
     """
 
     def __init__(
@@ -80,10 +80,10 @@ class UnrolledNetwork(nn.Module):
 
         Args:
             *observed: x, and the bounds of the true samples (B, n) where they are not x +- radius.
-            iterations: a number of iterations other than L.
-            backprop: another strategy.
-            step_norm: another norm of the step sizes.
-            start: the iterate to go on from.
+            iterations: the number of iterations; L if None.
+            backprop: the strategy; that of the network if None.
+            step_norm: the norm of the step sizes; that of the network if None.
+            start: the iterate from which to continue.
         """
         known = self.known(*observed)
         return unroll(
@@ -106,7 +106,7 @@ class UnrolledNetwork(nn.Module):
             *observed: x (B, n), and bounds as for `forward`.
             primal: y.
             dual: psi.
-            count: iterations.
+            count: the number of iterations.
         """
         operator = self.operator.detach()
         steps = {name: float(value) for name, value in self.steps.items()}

@@ -1,4 +1,4 @@
-"""What a training minimizes: the error after L iterations, or a variant that asks for speed and a good optimum.
+"""The loss of a training: the error after L iterations, or a variant that aims at speed and a good optimum.
 
 Each variant is one class and one file in conf/objective/.
 """
@@ -41,13 +41,13 @@ class Objective(ABC):
 
         Args:
             network: the network, which is differentiable.
-            batch: y and x of the frames, (B, n) each, and bounds where they are known by bounds.
+            batch: y and x of the frames, (B, n) each, and their bounds if they have any.
             step: the number of the training step.
-            pairs: those of all training frames, which this may change; None unless `keeps_pairs`.
+            pairs: the pairs of all training frames, which `loss` may change; None unless `keeps_pairs`.
         """
 
     def restore(self, network: UnrolledNetwork, *observed: Tensor) -> Tensor:
-        """Return what is compared with the truth in validation, (B, n), for x (B, n) or x and bounds: y^L."""
+        """Return the frames that validation compares with the truth, here y^L (B, n), for x (B, n) or x and bounds."""
         return network(*observed)
 
 
@@ -66,7 +66,7 @@ class RandomDepth(Objective):
 
     Attributes:
         lowest: the smallest number of iterations, at most L.
-        seed: of the draws; a step's draw depends on the seed and the step's number only.
+        seed: the seed; the number drawn for a step depends only on the seed and the number of the step.
 
     Examples:
         >>> [RandomDepth(lowest=10, seed=0).depth(step, 1000) for step in range(4)]
@@ -95,12 +95,12 @@ class RandomDepth(Objective):
 class SeveralDepths(Objective):
     """The mean of the errors after several numbers of iterations, after L iterations, and at the optimum.
 
-    The optimum is approached by iterations with spectral step sizes, the largest ones, and differentiated by
-    `Implicit`, whatever the strategy of the others.
+    The optimum is approached by iterations with spectral step sizes, the largest ones, and always differentiated by
+    `Implicit`.
 
     Attributes:
-        depths: numbers of iterations beside L.
-        optimum_iterations: iterations towards the optimum.
+        depths: the numbers of iterations besides L.
+        optimum_iterations: the number of iterations towards the optimum.
     """
 
     depths: tuple[int, ...] = (10, 30, 100)
@@ -123,15 +123,15 @@ class SeveralDepths(Objective):
 
 @dataclass(frozen=True, kw_only=True)
 class WarmStarts(Objective):
-    """The error after L iterations from a pair that is kept for each frame from pass to pass.
+    """The error after L iterations that start at a pair stored for each frame from pass to pass.
 
-    A visit first advances the kept pair by some iterations with the present operator, without a gradient; the L
-    iterations that are differentiated go on from there. With the visits, and as the operator changes less, the pairs
-    come near their optima.
+    In each pass the stored pair is first advanced by some iterations with the current operator, without a gradient; the
+    L differentiated iterations start there. From pass to pass, and as the operator changes less, the pairs approach
+    their optima.
 
     Attributes:
-        advance: iterations of a kept pair at each visit.
-        validation_iterations: iterations in validation, from the usual start: L of them would be too few.
+        advance: the number of iterations by which a stored pair is advanced in each pass.
+        validation_iterations: the number of iterations in validation, which starts as usual and needs more than L.
     """
 
     advance: int = 30
@@ -143,11 +143,11 @@ class WarmStarts(Objective):
 
     @property
     def keeps_pairs(self) -> bool:
-        """Whether pairs are kept, which is so."""
+        """True: pairs are kept."""
         return True
 
     def loss(self, network: UnrolledNetwork, batch: tuple[Tensor, ...], step: int, pairs: KeptPairs | None) -> Tensor:
-        """Advance the pairs of the batch, and return the error L iterations after them."""
+        """Advance the pairs of the batch, and return the error after L further iterations."""
         assert pairs is not None
         truth, *observed, frames = batch
         start = network.advanced(*observed, primal=pairs.primal[frames], dual=pairs.dual[frames], count=self.advance)
@@ -164,7 +164,7 @@ class HalpernDepth(Objective):
     """The error after L reflected Halpern iterations instead of those of Chambolle-Pock (theta has no meaning)."""
 
     def loss(self, network: UnrolledNetwork, batch: tuple[Tensor, ...], step: int, pairs: KeptPairs | None) -> Tensor:
-        """Return the error of the result."""
+        """Return the error after L Halpern iterations."""
         return half_squares(self.restore(network, *batch[1:]), batch[0])
 
     def restore(self, network: UnrolledNetwork, *observed: Tensor) -> Tensor:
