@@ -26,7 +26,8 @@ $APP_CONFIG_GROUPS
 $CONFIG"""
 
 
-NODE = {"app_name": "pdunroll", "header": "", "footer": "", "template": "${pdunroll_help:}"}  # the option of Hydra's group hydra/help
+# An option of Hydra's group hydra/help
+NODE = {"app_name": "pdunroll", "header": "", "footer": "", "template": "${pdunroll_help:}"}
 
 
 def text() -> str:

@@ -1,9 +1,9 @@
 """Write the composed settings and digests of the code for DVC.  python -m pdunroll settings [experiment=...].
 
 In conf/ the settings of a stage are spread over groups and presets. This command composes them and writes them to
-outputs/<name>/settings.yaml. Its sections are the parameters of the stages of dvc.yaml, so that a changed setting re-runs
-only the stages that depend on it. Audio in a folder is represented by a digest of its list of files. outputs/<name>/code/
-has a digest of the code of each stage, which ignores comments.
+outputs/<name>/settings.yaml. Its sections are the parameters of the stages of dvc.yaml, so that a changed setting
+re-runs only the stages that depend on it. Audio in a folder is represented by a digest of its list of files.
+outputs/<name>/code/ has a digest of the code of each stage, which ignores comments.
 """
 
 from __future__ import annotations

@@ -4,9 +4,8 @@ Every channel is cut into frames of n samples, and every frame with a clipped sa
 
     argmin_y ||K y||_1   subject to   lower <= y <= upper
 
-with an operator K (m, n) fitted to clipped speech (docs/degradations.md). A clipped sample is between the clipping level
-and `HEADROOM` times that level; every other one is known up to the rounding of its format and stays as it is in the
-output.
+with an operator K (m, n) fitted to clipped speech (docs/degradations.md). A clipped sample is between the clipping
+level and `HEADROOM` times that level; every other one is known up to the rounding of its format and is not changed.
 
 The level is found for each channel and each sign, since amplifiers may clip one side only, or both at different
 amplitudes. A recording clips at its extreme value if several samples in a row have this value repeatedly.
@@ -186,7 +185,7 @@ def _write(recording: Recording, output: Path, K: NDArray, levels: list[Levels],
         ):
             for samples in recording.blocks(size):
                 clipped += int(((samples <= lows) | (samples >= highs)).sum())
-                padded = np.pad(samples, ((0, -len(samples) % n), (0, 0)), mode="symmetric")  # the last frame is mirrored
+                padded = np.pad(samples, ((0, -len(samples) % n), (0, 0)), mode="symmetric")  # only the last frame
                 frames = padded.T.reshape(channels, -1, n).copy()
                 for own, of_channel in zip(levels, frames, strict=True):
                     beyond = ((of_channel <= own.low) | (of_channel >= own.high)).any(axis=1)

@@ -1,7 +1,7 @@
 """Files of trained operators with their provenance; some come with the package.
 
-An operator file is an npz with `operator`, K (m, n) in float32, and `provenance`, a JSON object as a string. The command
-`operators` makes such files, and in Python
+An operator file is an npz with `operator`, K (m, n) in float32, and `provenance`, a JSON object as a string. The
+command `operators` makes such files; in Python they are made by
 
     from pdunroll.restore import operator_file as operators
     operators.save("mine.npz", operators.from_run("multirun/mine/RUN", command="python -m pdunroll train ..."))

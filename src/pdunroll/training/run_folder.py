@@ -1,9 +1,9 @@
-"""The folder of one training, and whether what is in it still holds.
+"""The folder of one training, and whether its results are up to date.
 
 run.json       status (training, finished or failed), what made it (settings, data, strategy, code), results
 operator.npy   the K with the best validation error, (m, n) float32
-training.csv   one row a validation
-last.ckpt      where to go on; gone when finished
+training.csv   one row per validation
+last.ckpt      the checkpoint from which training continues; removed at the end
 """
 
 from __future__ import annotations
@@ -35,13 +35,14 @@ log = logging.getLogger(__name__)
 
 RECORD, OPERATOR = "run.json", "operator.npy"
 STRATEGIES = "core.gradients", "core.implicit", "core.last_iterations", "core.piggyback", "core.truncated"
-STEPS = "step_ratio", "step_scale"  # in the results of a training that learned its step sizes
+STEPS = "step_ratio", "step_scale"  # results of a training that learned its step sizes
 
 
 def identify(settings: dict[str, Any], prepared: Path) -> dict[str, Any]:
-    """Return what a training depends on: its scientific settings, its data, the code of its classes and the package's.
+    """Return what identifies a training: its scientific settings, and digests of the data and the code.
 
-    Raises `InputError` if the frames in `prepared` were made with other settings.
+    Raises:
+        InputError: if the frames in `prepared` were made with other settings.
     """
     manifest = read_manifest(prepared)
     for key in ("frame_length", "bits", "level", "missing"):
@@ -55,12 +56,12 @@ def identify(settings: dict[str, Any], prepared: Path) -> dict[str, Any]:
 
 
 def training_code() -> str:
-    """Return a digest of the code of the package that decides what a training gives."""
+    """Return a digest of the code of the package on which the result of a training depends."""
     return source_digest("training.fit", *STRATEGIES, without=WITHOUT)
 
 
 def foreign_code(targets: Sequence[str]) -> str | None:
-    """Return a digest of the modules of classes that are not the package's own, None if all are."""
+    """Return a digest of the modules of those classes that are not part of the package; None if there are none."""
     modules = [target.rpartition(".")[0] for target in targets]
     foreign = [module for module in modules if module.partition(".")[0] != PACKAGE]
     return source_digest(*foreign, without=(*WITHOUT, "core")) if foreign else None
@@ -68,7 +69,7 @@ def foreign_code(targets: Sequence[str]) -> str | None:
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """Keep other processes from training in `folder`; waits, and says so, while another one does."""
+    """Lock the folder of a training; if another process has the lock, log that and wait."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
     try:
@@ -83,7 +84,7 @@ def claimed(folder: Path) -> Iterator[None]:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """Return a training's run.json; raises `InputError` if it is damaged or says nothing of its step sizes."""
+    """Return a training's run.json; raise `InputError` if it is damaged or has no norm of the step sizes."""
     record = read_json(path, kind=Record)
     if "step_norm" not in record["settings"]["network"]:
         raise InputError(
@@ -94,7 +95,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 class RunFolder:
-    """One training's folder; `identity` is what `identify` gave for the training that is wanted."""
+    """The folder of a training whose identity (see `identify`) is to be `identity`."""
 
     def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
         self.folder, self.identity = folder, identity
@@ -103,24 +104,24 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        """Whether this training has been done here, with this code of the package or with an earlier one."""
+        """Whether this training is finished, with this or another version of the package."""
         done = self.record.get("status") == "finished" and (self.folder / OPERATOR).is_file()
         return done and self._same("settings", "data", "strategy")
 
     @property
     def current(self) -> bool:
-        """Whether this training has been done here with this code."""
+        """Whether this training is finished with this version of the package."""
         return self.finished and self._same("code")
 
     def done(self, *, retrain: bool) -> bool:
-        """Whether there is nothing to train here; with `retrain` only a training by this very code counts."""
+        """Return whether there is nothing to train; with `retrain` only results of this version count."""
         return self.current if retrain else self.finished
 
     def _same(self, *parts: str) -> bool:
         return all(self.record.get(part) == self.identity[part] for part in parts)
 
     def begin(self) -> None:
-        """Keep what an interrupted training of just this kind has left; clear what any other has."""
+        """Keep the files of an interrupted training with the same identity; remove those of any other."""
         results = [self.folder / name for name in (OPERATOR, "training.csv", "last.ckpt")]
         if not self.record and (found := next((path for path in results if path.exists()), None)):
             raise InputError(
@@ -128,14 +129,17 @@ class RunFolder:
             )
         same = self._same(*self.identity)
         if not same:
-            for path in (*results, self.folder / RECORD):  # the record last: what is left of a kill is known as ours
+            for path in (
+                *results,
+                self.folder / RECORD,
+            ):  # the record last, so that after a kill the rest is recognized
                 path.unlink(missing_ok=True)
         if not same or self.record["status"] != "training":
             self._write("training", None)
 
     def finish(self, operator: NDArray, results: dict[str, Any]) -> None:
         """Write the trained operator, then run.json; remove the checkpoint."""
-        buffer = io.BytesIO()  # np.save to a file hides why it failed
+        buffer = io.BytesIO()  # np.save to a file hides the cause of a failure
         np.save(buffer, operator)
         with atomic(self.folder / OPERATOR) as temporary:
             temporary.write_bytes(buffer.getvalue())
@@ -157,11 +161,11 @@ class RunFolder:
 
 
 def environment() -> dict[str, str]:
-    """Where and by what a result was made: recorded, but no part of its identity."""
+    """Return commit, versions and machine of a result, which are recorded but not part of its identity."""
     describe = ["git", "-C", Path(__file__).parent, "describe", "--always", "--dirty", "--abbrev=40"]
     try:
         commit = subprocess.run(describe, capture_output=True, text=True, check=False).stdout.strip()
-    except OSError:  # there is no git here
+    except OSError:  # git is not installed
         commit = ""
     return {
         "commit": commit or "unknown",
@@ -172,7 +176,7 @@ def environment() -> dict[str, str]:
 
 
 class Run(NamedTuple):
-    """A finished training, and what later stages need of its settings."""
+    """A finished training, with the settings that later stages need."""
 
     folder: Path
     record: dict[str, Any]  # run.json
@@ -184,12 +188,12 @@ class Run(NamedTuple):
 
     @property
     def results(self) -> dict[str, Any]:
-        """What the training came to, such as its best validation error."""
+        """The results of the training, such as its best validation error."""
         return self.record["results"]
 
     @property
     def key(self) -> RunKey:
-        """What names it in tables."""
+        """The key of the training in tables."""
         return RunKey.from_record(self.record)
 
     @property
@@ -204,7 +208,7 @@ class Run(NamedTuple):
 
     @property
     def steps(self) -> dict[str, Any]:
-        """The same after training: other than `initial_steps` if the step sizes were learned."""
+        """The same after training; they differ from `initial_steps` if the step sizes were learned."""
         learned = self.settings["network"].get("learned_steps", False)
         return {**self.initial_steps, **({name: self.results[name] for name in STEPS} if learned else {})}
 
@@ -222,17 +226,17 @@ class Run(NamedTuple):
 def finished_runs(folder: Path, data: str, name: str, given: Mapping[str, Any] | None = None) -> list[Run]:
     """Return the finished trainings in `folder`, multirun/<name>/, in the order of the tables.
 
-    They may differ in backprop, objective, step_norm, L and seed only, so that one table never mixes protocols.
-    Trainings by other code are taken, with a warning: their records say by which commit.
+    They may differ only in backprop, objective, step_norm, L and seed, so that no table mixes protocols. Trainings by
+    another version of the package are included with a warning; their records name the commit.
 
     Args:
         folder: the folder of the trainings.
-        data: the digest of the frames, which must be those that they were trained on.
+        data: the digest of the frames on which they must have been trained.
         name: the experiment.
-        given: settings by their dotted names that the trainings must have been trained with.
+        given: settings by their dotted names with which they must have been trained.
 
     Raises:
-        InputError: naming the training and the setting that differs, or the command that trains where there is none.
+        InputError: naming the training and the setting that differs, or the command that trains if there is none.
     """
     again = command("train", name, "-m")
     found, older = [], []
@@ -258,13 +262,13 @@ def finished_runs(folder: Path, data: str, name: str, given: Mapping[str, Any] |
 
 
 def _contradiction(settings: dict[str, Any], given: Mapping[str, Any]) -> str | None:
-    """Name the first setting that was given and that the training does not have."""
+    """Name the first of the given settings that differs from that of the training."""
     own = defaultdict(lambda: "unset", flat(settings))
     return next((f"{name}={own[name]}, not {value}" for name, value in given.items() if own[name] != value), None)
 
 
 def _differing(run: Run, first: Run, data: str) -> str | None:
-    """Name the first difference of a training to another one beyond backprop, objective, step_norm, L and seed."""
+    """Name the first difference of two trainings apart from backprop, objective, step_norm, L and seed."""
     free = {key: run.settings["network"][key] for key in ("iterations", "step_norm")}
     expected = {
         **first.settings,
@@ -301,7 +305,7 @@ def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def origin(stage: str, name: str, data: str, prepared: Path) -> str:
-    """Return the footnote of a figure that a stage makes: with what command, commit and data."""
+    """Return the footnote of a figure: the command, commit and data that made it."""
     return (
         f"{command(stage, name)}   commit {environment()['commit'][:12]}   "
         f"data: {data}, sha256 {read_manifest(prepared)['digest'][:16]}"
@@ -309,7 +313,7 @@ def origin(stage: str, name: str, data: str, prepared: Path) -> str:
 
 
 def read_operator(folder: Path, shape: tuple[int, int] | None = None) -> NDArray[np.float32]:
-    """The trained operator of a run; raises `InputError` naming the file if it is damaged or of another shape."""
+    """Return the operator of a training; raise `InputError` naming the file if it is damaged or of another shape."""
     path = folder / OPERATOR
     operator = read_array(path)
     if not isinstance(operator, np.ndarray):

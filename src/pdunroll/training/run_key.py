@@ -1,4 +1,4 @@
-"""What names a training, or another operator, in tables, folders and figures."""
+"""The keys of trainings and other operators: their columns in tables, folder names and labels in figures."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ NORM_TITLES = {"frobenius": "Frobenius step sizes (as published)", "spectral": "
 
 
 class Setting(NamedTuple):
-    """The primal mask and the norm of the step sizes: figures have a panel, and verdicts a column, for each setting."""
+    """The primal mask and the norm of the step sizes; each setting has a panel in figures and a column in verdicts."""
 
     primal_mask: str
     step_norm: str
@@ -56,10 +56,10 @@ class Mode(NamedTuple):
 
 
 class RunKey(NamedTuple):
-    """The columns that name an operator: a training, the untrained DCT of a norm, or none (the quantized frames).
+    """The columns that identify a training, the untrained DCT with a norm, or the observed frames ("none").
 
     Attributes:
-        backprop: the mode of a training, "dct" or "none"; with the variant of the loss, if it has one ("full+warm").
+        backprop: the mode of a training, with the variant of its loss if it has one ("full+warm"), "dct" or "none".
         primal_mask: the mask of a training.
         step_norm: the norm of the step sizes, of a training or of the DCT.
         l_training: L of a training.
@@ -84,7 +84,7 @@ class RunKey(NamedTuple):
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Self:
-        """Return the key of a table's row, which may have other columns, too."""
+        """Return the key of a row, which may have further columns."""
         return cls(*(row[column] for column in cls._fields))
 
     @classmethod
@@ -100,7 +100,7 @@ class RunKey(NamedTuple):
 
     @property
     def columns(self) -> dict[str, Any]:
-        """The columns of a table that name the operator, with their values."""
+        """The columns that identify the operator, with their values."""
         return self._asdict()
 
     @property

@@ -1,6 +1,6 @@
 """The content of a training's run.json and of an operator file, as pydantic models for `pdunroll.files.check`.
 
-A reader gets the content as it is in the file. Fields that no model names are not looked at.
+The models only check the content, and ignore fields that they do not name.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
 
 
 class Model(BaseModel):
-    """Of the types that are named, with nothing converted."""
+    """A model whose fields are checked without type conversion."""
 
     model_config = ConfigDict(strict=True)
 
 
 class Strategy(Model):
-    """The class that a strategy is built of."""
+    """The class of a strategy or of a loss."""
 
     target: str = Field(alias="_target_")
 
@@ -37,7 +37,7 @@ class Backprop(Model):
 
 
 class Objective(Model):
-    """The loss, if it is another one than the error after L iterations."""
+    """The loss, if it is not the error after L iterations."""
 
     label: str
     loss: Strategy
@@ -55,7 +55,7 @@ class Network(Model):
 
 
 class Data(Model):
-    """The frames that it was trained on: the corpus, their length and the bits of the quantizer."""
+    """The training frames: the corpus, their length and the bits of the quantizer."""
 
     name: str
     bits: Positive
@@ -74,7 +74,7 @@ class Settings(Model):
 
 
 class Results(Model):
-    """What a finished training came to."""
+    """The results of a finished training."""
 
     validation_mse: Number
     seconds: Number
@@ -116,7 +116,7 @@ class Record(Model):
 
 
 class Provenance(Model):
-    """What an operator file says of its training, as far as anyone relies on it."""
+    """The fields of an operator file's provenance that the package uses."""
 
     bits: Positive | None = None
     sample_rate: Positive | None = None

@@ -1,6 +1,6 @@
-"""What trainings side by side need beside each training: a claim on their folders, room on the disk, a table.
+"""Sweeps: conflicts with other sweeps, the disk space that is needed, and the table of the trainings.
 
-multirun/<name>/sweep.csv  one row a training: run, status, validation_mse, best_step, steps, seconds, reason
+multirun/<name>/sweep.csv  one row per training: run, status, validation_mse, best_step, steps, seconds, reason
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ RESULTS = ("validation_mse", "best_step", "steps", "seconds", "reason")
 
 
 def note_path(folder: Path) -> Path:
-    """Return the file in which this process says what it trains in `folder`."""
+    """Return the file in which this process lists its trainings in `folder`."""
     return folder / f".sweep.{machine()}.{os.getpid()}.json"
 
 
 def claim(folder: Path, runs: Sequence[RunFolder]) -> None:
-    """Note what this sweep trains in `folder`, for others that begin before it ends.
+    """List the trainings of this sweep in a file, by which other sweeps detect conflicts.
 
     Raises:
-        InputError: naming the difference, where another sweep of this machine trains one of the runs otherwise.
+        InputError: if another sweep of this machine trains one of the runs with other settings.
     """
     own = note_path(folder)
     with FileLock(folder / ".lock"):
@@ -65,16 +65,16 @@ def is_running(process: int, started: float) -> bool:
 
 
 def announce(folder: Path, runs: Sequence[RunFolder], *, side_by_side: int, retrain: bool) -> None:
-    """Log how much is to be done in `folder`, and how much room it needs.
+    """Log how many trainings are left, and the disk space that they need.
 
     Args:
         folder: multirun/<name>/.
         runs: the trainings.
-        side_by_side: how many are trained at a time, negative for one a core.
-        retrain: whether those that other code has finished are trained again.
+        side_by_side: the number of parallel trainings, negative for one per core.
+        retrain: whether trainings by another version of the package are run again.
 
     Raises:
-        InputError: if the disk has too little room.
+        InputError: if there is too little disk space.
     """
     older = [run.folder.name for run in runs if run.finished and not run.current]
     if older and not retrain:
@@ -101,13 +101,13 @@ def announce(folder: Path, runs: Sequence[RunFolder], *, side_by_side: int, retr
 
 
 def needed_bytes(settings: dict[str, Any]) -> float:
-    """Return the most that a training puts on disk: operator, checkpoint (twice while written), images and logs."""
+    """Return an upper bound of a training's files: operator, checkpoint (twice while written), images and logs."""
     n = settings["data"]["frame_length"]
     return 4 * (settings["network"]["rows"] or n) * n * (1 + 4 + 4 + 2) + 0.3e6
 
 
 def conclude(runs: Sequence[Path]) -> None:
-    """Write sweep.csv beside the folders of trainings; where some have failed, print which and exit with status 1."""
+    """Write sweep.csv beside the folders of the trainings; if some have failed, print which and exit with status 1."""
     tables: dict[Path, list[dict[str, Any]]] = {}
     for folder in runs:
         record: dict[str, Any] = read_record(folder / RECORD) if (folder / RECORD).is_file() else {"status": "missing"}

@@ -1,4 +1,4 @@
-"""Weights & Biases: one run a training and one an evaluation, grouped by experiment."""
+"""Weights & Biases: one run per training and one per evaluation, grouped by experiment."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 def mode_in_environment(tracking: Tracking) -> Iterator[None]:
     """Keep wandb off the network in this context unless tracking=online; it must not have been used before.
 
-    With mode="offline" given to `wandb.init` alone, wandb 0.31 still looks up a telemetry host and connects to it: for
-    that it reads the environment only, at its first use.
+    With `wandb.init(mode="offline")` alone, wandb 0.31 still connects to a telemetry host, unless the environment says
+    offline at its first use.
     """
     if tracking.mode == "online":
         yield
@@ -48,12 +48,14 @@ def tracked(
     identity: str | None = None,
     step: str | None = None,
 ) -> Iterator[Run | None]:
-    """Open a run below `folder`/wandb, None with tracking=off; finishes it on the way out.
+    """Open a run below `folder`/wandb and finish it at the end; yield None with tracking=off.
 
-    Runs that were kept there offline before are removed on the way out: the new one takes their place, so that
-    `wandb sync` finds one run in a folder. One that fails before anything was logged to it leaves them. Where runs are
-    uploaded to, one of the same `identity` is replaced. `step` names the metric that the others are drawn over. Raises
-    `InputError` when a login would be asked for, and where none can be opened.
+    At the end, earlier offline runs in the folder are removed, so that `wandb sync` finds one run, unless the new run
+    fails before anything is logged to it. Online, a run with the same `identity` is replaced. `step` is the metric on
+    the x-axis of the others.
+
+    Raises:
+        InputError: if a login is missing or the run cannot be opened.
     """
     older = list((folder / "wandb").glob("offline-run-*"))
     if tracking.mode == "disabled":
@@ -98,13 +100,13 @@ def tracked(
 
 
 def remove(folders: Iterable[Path]) -> None:
-    """Remove runs that another has taken the place of, or that nothing was logged to."""
+    """Remove the folders of runs."""
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def require_login() -> None:
-    """Raise `InputError` that says what to do where no login to Weights & Biases is known."""
+    """Raise `InputError` if there is no login to Weights & Biases."""
     import wandb
 
     if not (os.environ.get("WANDB_API_KEY") or wandb.api.api_key):
@@ -114,7 +116,7 @@ def require_login() -> None:
 
 
 def conclude(run: Run, results: Mapping[str, Any], operator: NDArray, picture: Callable[[NDArray], NDArray]) -> None:
-    """Add a training's results to its summary values, and pictures of the operator and its change from the DCT.
+    """Log a training's results as summary values, and pictures of the operator and its difference to the DCT.
 
     Args:
         run: the run of the training.

@@ -1,4 +1,4 @@
-"""Train one operator in a folder of its own, or skip what is finished there, or go on with what was interrupted."""
+"""Train one operator in its folder: skip a finished training, resume an interrupted one."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ def train(
     """Train one operator; write run.json, operator.npy and training.csv to its folder.
 
     Args:
-        folder: the folder of the training. Another process that trains there is waited for.
-        settings: what the result depends on, as run.json holds it: seed, data, backprop, network, optimization and
-            possibly trainer, options of Lightning's Trainer.
+        folder: the folder of the training. If another process trains there, wait for it.
+        settings: the scientific settings as in run.json: seed, data, backprop, network, optimization and possibly
+            trainer (options of Lightning's Trainer).
         prepared: the folder of the prepared frames.
         strategy: the backward pass, built of settings["backprop"].
         optimizer: see `UnrolledTraining`; built of settings["optimizer"], if that is there.
@@ -63,14 +63,14 @@ def train(
         callbacks: further callbacks of Lightning, built of settings["callbacks"].
         loggers: further loggers of Lightning.
         accelerator: "cpu" or "gpu".
-        threads: of torch.
+        threads: the number of threads of torch.
         tracking: whether and how the training is logged to Weights & Biases.
         group: the name of the experiment there.
         picture: draws a matrix (m, n) as a picture (m, n, 4) for Weights & Biases.
-        retrain: train again what was finished by other code of the package.
+        retrain: train again if the training was finished by another version of the package.
 
     Returns:
-        The best validation MSE, of an earlier call where the training is finished.
+        The best validation MSE, that of an earlier call if the training is finished.
 
     Raises:
         DivergenceError: if numbers are no longer finite; run.json has the reason.
@@ -117,7 +117,7 @@ def tags(group: str, settings: dict[str, Any]) -> list[str]:
 def results_of(
     module: UnrolledTraining, history: History, *, epochs: int, threads: int, accelerator: str
 ) -> dict[str, Any]:
-    """Return what a training came to, as run.json holds it."""
+    """Return the results of a training as in run.json."""
     learned = dict(zip(STEPS, module.best_steps.tolist(), strict=True)) if module.network.learned_steps else {}
     return {
         "validation_mse": module.best_mse.item(),
@@ -133,7 +133,7 @@ def results_of(
 
 
 def frame_data(settings: dict[str, Any], prepared: Path, *, numbered: bool = False) -> FrameData:
-    """Return the training and validation frames in the order and number that the settings ask for."""
+    """Return the training and validation frames that the settings ask for."""
     optimization = settings["optimization"]
     return FrameData(
         load(prepared, "train"),
@@ -156,7 +156,7 @@ def training_module(
     optimizer: Callable[..., torch.optim.Optimizer] | None = None,
     schedule: Callable[..., torch.optim.lr_scheduler.LRScheduler] | None = None,
 ) -> UnrolledTraining:
-    """Return the module to train; its learning rate reaches the final one after all steps, or frames, of `data`."""
+    """Return the module to train; its rate decays over the number of steps, or of frames, in all passes of `data`."""
     optimization = settings["optimization"]
     counted = data.steps_per_pass if optimization["decay_counts"] == "steps" else data.frames_per_pass
     return UnrolledTraining(
