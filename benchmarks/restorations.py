@@ -1,11 +1,13 @@
 """Restorations of quantized test sentences compared: baselines, shifts, and a few iterations for listening.
 
     python benchmarks/restorations.py outputs/quick/prepared docs
+    python benchmarks/restorations.py outputs/few/prepared docs --few multirun/few
 
 Scores all whole test sentences at 4 bits by SDR, SI-SDR, PESQ and STOI (extra `speech`) and writes to the folder given:
     restorations.csv   baselines and the operators of the package at the optimum, by shifts and tolerance
     listening.csv      the operator for listening against the number of iterations, with and without shifts
     listening.png      the latter as a figure
+With --few it writes few.csv instead, of trained networks that restore by the iterations they were trained with.
 Each holds the mean over the sentences and its 95% interval, by a bootstrap. The scores of single sentences are kept in
 outputs/restorations, so that a second run goes on where the first one stopped. The setting of every baseline is the one
 with the best mean SDR over 6 development sentences (`--tune` prints them). afftdn needs the package imageio-ffmpeg.
@@ -34,8 +36,9 @@ from pdunroll.evaluation.quality import measures
 from pdunroll.files import read_table, write_table
 from pdunroll.restore import operator_file
 from pdunroll.restore.solvers import ITERATIONS, RADIUS, Solver, for_accuracy, for_listening
-from pdunroll.speech.frames import load
+from pdunroll.speech.frames import load, read_manifest
 from pdunroll.speech.overlap import averaged
+from pdunroll.training.run_folder import finished_runs
 
 RATE, BITS, KEPT = 16_000, 4, Path("outputs/restorations")
 MEASURES = ("sdr_db", "si_sdr_db", "pesq_nb", "pesq_wb", "stoi", "seconds")
@@ -138,6 +141,27 @@ def curves() -> dict[str, Restore]:
     return found
 
 
+def few(folder: Path, prepared: Path) -> dict[str, Restore]:
+    """Return the restorations of few.csv: the trained networks with their own step sizes and numbers of iterations."""
+    found: dict[str, Restore] = {"quantized": lambda x: x}
+    for run in finished_runs(folder, read_manifest(prepared)["digest"], folder.name):
+        operator = torch.from_numpy(run.operator())
+        for shifts in (1, 8):
+            unrolled = partial(pdunroll.unroll, operator, radius=RADIUS, iterations=run.iterations, **run.steps)
+            name = f"{run.key.backprop}, {run.iterations} iterations, {shifts} shifts"
+            found[name] = partial(network, unrolled, operator.shape[1], shifts)
+    return found
+
+
+def network(unrolled: Callable[[torch.Tensor], torch.Tensor], n: int, shifts: int, x: NDArray) -> NDArray:
+    """Restore a sentence by a network for frames of n samples, averaged over shifted grids."""
+
+    def restore(frames: NDArray) -> NDArray:
+        return unrolled(torch.from_numpy(frames[:, 0].astype(np.float32))).double().numpy()[:, None]
+
+    return np.concatenate([result[:, 0] for _, result in averaged([x[:, None]], n, shifts, restore)])
+
+
 def sentences(prepared: Path, split: str) -> list[NDArray]:
     """Return the whole sentences of a split in float64, (samples,) each."""
     data = load(prepared, split)
@@ -217,12 +241,16 @@ def main() -> None:
     parser.add_argument("prepared", type=Path, help="a folder that `prepare` wrote, of frames of 320 samples")
     parser.add_argument("folder", type=Path, help="where the tables and the figure go")
     parser.add_argument("--jobs", type=int, default=1, help="sentences side by side, a thread each")
+    parser.add_argument("--few", type=Path, metavar="FOLDER", help="score the networks of multirun/few only")
     parser.add_argument("--tune", action="store_true", help="print the SDR of the baselines' settings only")
     options = parser.parse_args()
     if options.tune:
         tune(options.prepared)
         return
     truths = sentences(options.prepared, "test")
+    if options.few:
+        table(few(options.few, options.prepared), truths, options.folder / "few.csv", options.jobs)
+        return
     table(methods(), truths, options.folder / "restorations.csv", options.jobs)
     draw(table(curves(), truths, options.folder / "listening.csv", options.jobs), options.folder / "listening.png")
 

@@ -12,7 +12,6 @@ import pytest
 
 from pdunroll.claims import registry
 from pdunroll.claims.case import comparable
-from pdunroll.claims.interpretability import arrival
 from pdunroll.claims.registry import MODES
 from pdunroll.evaluation.statistics import equivalent
 from pdunroll.files import read_table, write_table
@@ -473,24 +472,6 @@ def test_only_trainings_with_the_same_seeds_are_compared():
     }
     cells, _ = comparable([row for row in training if row["l_training"] == 10], MODES)
     assert {key: list(own) for key, own in cells.items()} == {("full", 10): [0, 1], ("truncated", 10): [0, 1]}
-
-
-def test_arrival_of_a_known_curve():
-    grid = np.arange(1, 1001)
-    mse = np.stack([1 + 5 / grid, np.ones(1000), 1 - 2 / grid], axis=1)
-    assert arrival(grid.tolist(), mse, np.ones(3), 0.01) == pytest.approx([500, 1, 200], rel=0.01)
-    # the optimum is what counts, not the last error
-    assert arrival(grid.tolist(), mse / mse[-1], 1 / mse[-1], 0.01) == pytest.approx([500, 1, 200], rel=0.01)
-    assert arrival([1, 10, 100], np.array([[1.1], [1.1], [1.0]]), np.ones(1), 0.05) == pytest.approx([10 * 10**0.5])
-
-
-def test_a_curve_that_does_not_arrive_counts_as_arriving_at_its_end():
-    grid = [1, 10, 100, 1000]
-    far, leaves = np.array([3.0, 2.0, 1.5, 1.2]), np.array([1.0, 1.0, 1.0, 1.2])
-    below, just = np.array([0.5, 0.6, 0.7, 0.8]), np.array([3.0, 2.0, 1.5, 1.0999])
-    found = arrival(grid, np.stack([far, leaves, below, just], axis=1), np.ones(4), 0.1)
-    assert found[:3] == pytest.approx([1000, 1000, 1000])
-    assert 100 < found[3] < 1000
 
 
 # ---------------------------------------------------------------- the command line

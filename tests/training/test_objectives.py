@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from scipy import linalg, signal
 
 from conftest import settings_of
 from pdunroll import Full, Implicit, InputError, Truncated, dct_operator, quantize, unroll
@@ -26,6 +27,7 @@ from pdunroll.training.objectives import (
     SeveralDepths,
     WarmStarts,
 )
+from pdunroll.training.perceptual import PerceptuallyWeighted
 
 N, ETA, L = 16, 1 / 8, 12
 OBJECTIVES = [
@@ -34,6 +36,7 @@ OBJECTIVES = [
     SeveralDepths(depths=(3, 7), optimum_iterations=50),
     WarmStarts(advance=4, validation_iterations=30),
     HalpernDepth(),
+    PerceptuallyWeighted(order=4),
 ]
 
 
@@ -141,6 +144,26 @@ def test_halpern_iterations_learn_no_step_sizes():
     own, (y, x) = network(learned_steps=True), batch()
     with pytest.raises(InputError, match="learned_steps=false"):
         HalpernDepth().loss(own, (y, x), 0, None)
+
+
+def test_the_perceptual_weight_is_that_of_linear_prediction():
+    """Against the autocorrelation and the normal equations written out, and the filters' response by SciPy."""
+    generator = np.random.default_rng(0)
+    frame = signal.lfilter([1.0], [1.0, -1.6, 0.9], generator.normal(size=N))
+    weights = PerceptuallyWeighted(order=4).weights(torch.from_numpy(frame[None]))[0].numpy()
+    windowed = frame * signal.get_window("hann", N)
+    r = np.array([windowed[: N - lag] @ windowed[lag:] for lag in range(5)])
+    a = np.r_[1.0, -linalg.solve_toeplitz(np.r_[r[0] * 1.001, r[1:4]], r[1:])]
+    above, below = (a * share ** np.arange(5) for share in (0.9, 0.6))
+    response = np.abs(signal.freqz(above, below, worN=np.pi * np.arange(N + 1) / N)[1]) ** 2
+    np.testing.assert_allclose(weights, response / response.mean(), rtol=1e-6)
+
+
+def test_the_perceptual_loss_of_equal_weights_is_half_the_squared_error(monkeypatch):
+    own, (y, x) = network(), batch()
+    monkeypatch.setattr(PerceptuallyWeighted, "weights", lambda self, truth: torch.ones(1, N + 1, dtype=truth.dtype))
+    loss, plain = (kind().loss(own, (y, x), 0, None) for kind in (PerceptuallyWeighted, AtDepth))
+    torch.testing.assert_close(loss, plain)
 
 
 def test_a_warm_start_that_does_not_fit_is_refused():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from pdunroll.claims.registry import ERROR, Case, Finding, Key, Values, claim, evidence, intervals
+from pdunroll.evaluation.convergence import first_close
 from pdunroll.evaluation.statistics import Interval, equivalent, every, negation, percentile, some, superior
 
 BUMP_REACH = 10  # how many times L_training a bump is looked for
@@ -103,9 +104,9 @@ def best_is_slowest(case: Case) -> Finding:
     if len(keys) < 2:
         return Finding(None, None, "There is one model only.")
     final = np.stack([curves.optimum[key] for key in keys])
-    needed = np.stack(
-        [arrival(curves.grid, curves.mse[key], curves.optimum[key], case.thresholds.margin / 100) for key in keys]
-    )
+    share, last = case.thresholds.margin / 100, curves.grid[-1]
+    needed = np.stack([first_close(curves.grid, curves.mse[key], curves.optimum[key], share) for key in keys])
+    needed = np.where(np.isnan(needed), last, needed)  # a lower bound
     best = final.argmin(axis=0)
     columns = np.arange(final.shape[1])
     others = needed.copy()
@@ -114,7 +115,7 @@ def best_is_slowest(case: Case) -> Finding:
     verdict = True if interval.low > 1 else False if interval.high < 1 else None
     share = float((best[1:] == best[0]).mean())
     each = ", ".join(
-        f"{name(key)} {f'{count:.0f}' if count < curves.grid[-1] else f'more than {curves.grid[-1]:,}'}"
+        f"{name(key)} {f'{count:.0f}' if count < last else f'more than {last:,}'}"
         for key, count in zip(keys, needed[:, 0], strict=True)
     )
     return Finding(
@@ -165,29 +166,3 @@ def excess(mse: Values, reference: Values) -> Values:
 def name(key: Key) -> str:
     """Return a training's mode and L in words."""
     return f"{key[0]} L = {key[1]}"
-
-
-def arrival(grid: list[int], mse: Values, optimum: Values, share: float) -> Values:
-    """Return the number of iterations from which the error stays within a share of the optimum's.
-
-    It is interpolated in log iterations between the points of the grid. A curve that has not arrived at the grid's end
-    counts as arriving there, which is a lower bound.
-
-    Args:
-        grid: numbers of iterations, ascending.
-        mse: (len(grid), 1 + resamples).
-        optimum: (1 + resamples,).
-        share: of the optimum's error.
-
-    Returns:
-        (1 + resamples,).
-    """
-    distance = np.abs(mse / optimum - 1)
-    last_out = len(grid) - 1 - (distance[::-1] > share).argmax(axis=0)
-    never = ~(distance > share).any(axis=0)
-    columns = np.arange(mse.shape[1])
-    inside = np.minimum(last_out + 1, len(grid) - 1)
-    outer, inner = distance[last_out, columns], distance[inside, columns]
-    part = (outer - share) / np.where(outer > inner, outer - inner, 1)
-    log = np.log(grid)
-    return np.where(never, grid[0], np.exp(log[last_out] + part.clip(0, 1) * (log[inside] - log[last_out])))

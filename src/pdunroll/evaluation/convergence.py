@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from pdunroll.training.run_key import RunKey, by_operator
 
@@ -34,13 +37,26 @@ def convergence_iterations(
     curves: dict[RunKey, dict[int, float]] = {}
     for row in evaluation:
         curves.setdefault(RunKey.from_row(row), {})[row["l_inference"]] = row["mse"]
-    return {key: _first_close(curves[key], mse) for key, mse in by_operator(optima, "optimum_mse").items()}
+    found = {}
+    for key, optimum in by_operator(optima, "optimum_mse").items():
+        grid, mse = zip(*sorted(curves[key].items()), strict=True)
+        first = first_close(grid, np.array(mse)[:, None], np.array([optimum]), CLOSE)
+        found[key] = None if np.isnan(first[0]) else int(first[0])
+    return found
 
 
-def _first_close(curve: Mapping[int, float], optimum: float) -> int | None:
-    first = None
-    for count in sorted(curve, reverse=True):
-        if abs(curve[count] - optimum) > CLOSE * optimum:
-            break
-        first = count
-    return first
+def first_close(grid: Sequence[int], mse: NDArray, optimum: NDArray, share: float) -> NDArray[np.float64]:
+    """Return the number of iterations from which on errors stay within a share of the optimum's, without interpolation.
+
+    Args:
+        grid: numbers of iterations, ascending.
+        mse: errors, (len(grid), curves).
+        optimum: errors of the optimum, (curves,).
+        share: of the optimum's error.
+
+    Returns:
+        Numbers of the grid, (curves,); NaN where the last error is not that close.
+    """
+    close = np.abs(mse / optimum - 1) <= share
+    stays = np.logical_and.accumulate(close[::-1])[::-1]
+    return np.where(stays[-1], np.asarray(grid, dtype=np.float64)[stays.argmax(axis=0)], np.nan)

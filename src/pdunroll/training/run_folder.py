@@ -34,7 +34,14 @@ from pdunroll.training.schema import Record
 log = logging.getLogger(__name__)
 
 RECORD, OPERATOR = "run.json", "operator.npy"
-STRATEGIES = "core.gradients", "core.implicit", "core.last_iterations", "core.piggyback", "core.truncated"
+STRATEGIES = (
+    "core.gradients",
+    "core.implicit",
+    "core.last_iterations",
+    "core.piggyback",
+    "core.truncated",
+    "training.perceptual",
+)
 STEPS = "step_ratio", "step_scale"  # results of a training that learned its step sizes
 
 
