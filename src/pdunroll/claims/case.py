@@ -1,4 +1,4 @@
-"""What claims are judged on, read from the tables and the stored errors of an experiment."""
+"""The data on which claims are judged, read from the tables and the stored errors of an experiment."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def read_case(
     folder: Path, setting: Setting, about: tuple[str, ...], tables: dict[str, list[Row]],
     theory: dict[str, list[Row]], memory: list[Row], thresholds: Thresholds, resamples: int, seed: int,
 ) -> Case | None:  # fmt: skip
-    """Return what claims about some modes are judged on with one setting.
+    """Return the case for claims about some modes with one setting.
 
     Args:
         folder: outputs/<name>/.
@@ -33,9 +33,9 @@ def read_case(
         tables: the tables of results by their names.
         theory: the tables of the theory by their names.
         memory: the rows of benchmark/memory.csv.
-        thresholds: what decides.
-        resamples: how many are drawn.
-        seed: of the resamples, which are the same for each setting.
+        thresholds: the thresholds of the verdicts.
+        resamples: the number of resamples.
+        seed: the seed of the resamples, which are the same for each setting.
 
     Returns:
         The case; None if none of the modes was trained with the setting.
@@ -55,15 +55,15 @@ def read_case(
 def comparable(training: list[Row], modes: tuple[str, ...]) -> tuple[dict[Key, dict[int, Row]], dict[str, int | None]]:
     """Choose the trainings of one setting that are compared: all with the same seeds, each mode with one b.
 
-    Of several b the one with the most trainings is taken. Seeds that only some of the trainings have are left out, and
-    then trainings without the seeds that are left.
+    Of several b, the one with the most trainings is chosen. The seeds are those with the most trainings; other seeds
+    and trainings without these seeds are left out.
 
     Args:
         training: the rows of training.csv with the setting.
         modes: the modes of backpropagation.
 
     Returns:
-        seed -> row for each mode and L; b of each mode that was trained.
+        The rows by seed for each mode and L, and the b of each mode that was trained.
     """
     b = {}
     for mode in modes:
@@ -97,7 +97,7 @@ def read_curves(
     first = read_errors(folder, dct.name)
     of_seeds = weights(len(seeds), resamples, rng)
     of_frames = weights(len(first["frames"]), resamples, rng)
-    last = by_operator(tables["evaluation"], "mse")  # ascending in l_inference: the last stays
+    last = by_operator(tables["evaluation"], "mse")  # l_inference ascends, so that the last value is kept
 
     def drawn(runs: list[RunKey]) -> Values:
         """Return the errors along the grid and at the optimum, (len(grid) + 1, 1 + resamples)."""
@@ -138,7 +138,7 @@ def read_curves(
 
 
 def read_errors(folder: Path, name: str) -> dict[str, NDArray]:
-    """Return the arrays that `evaluate` stored of one operator."""
+    """Return the arrays that `evaluate` has stored for an operator."""
     path, again = folder / "errors" / f"{name}.npz", command("evaluate", folder.name)
     if not path.is_file():
         raise InputError(f"{path} is missing; make it with `{again}`")

@@ -1,4 +1,4 @@
-"""What truncated backpropagation costs beside full: time from the trainings, memory from the benchmark."""
+"""The cost of truncated backpropagation relative to full: time from the trainings, memory from the benchmark."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pdunroll.evaluation.statistics import Interval, every
     unit="measured / (L + b)/(2L)", compares=True,
 )  # fmt: skip
 def time(case: Case) -> Finding:
-    """Judge the time of truncated over that of full against (L + b)/(2L), for each L and seed that both have."""
+    """Compare the ratio of truncated's to full's time with (L + b)/(2L), for each L and seed that both have."""
     b, margin = case.b, case.thresholds.time_margin
     seconds = {
         (row["backprop"], row["l_training"], row["seed"]): row["seconds"]
@@ -30,7 +30,7 @@ def time(case: Case) -> Finding:
         return Finding(None, None, "No L > b was trained with both full and truncated backpropagation.")
     values = [ratio * 2 * depth / (depth + b) for depth, own in deep.items() for ratio in own]
     off = [max(value, 1 / value) - 1 for value in values]
-    # a single time also has in it what else the machine did: one off by up to twice the margin leaves it open
+    # other load on the machine affects single times: a deviation of up to twice the margin leaves the claim undecided
     verdict = every(True if by <= margin else False if by > 2 * margin else None for by in off)
     evidence = "; ".join(
         f"L = {depth}: {median(found):.2f} of full's time, (L + b)/(2L) = {(depth + b) / (2 * depth):.2f}"

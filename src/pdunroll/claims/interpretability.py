@@ -1,4 +1,4 @@
-"""The claims of the paper's Figure 4: what the error does when inference goes on after L_training iterations."""
+"""The claims of the paper's Figure 4: the error when inference continues after L_training iterations."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pdunroll.claims.registry import ERROR, Case, Finding, Key, Values, claim, e
 from pdunroll.evaluation.convergence import first_close
 from pdunroll.evaluation.statistics import Interval, equivalent, every, negation, percentile, some, superior
 
-BUMP_REACH = 10  # how many times L_training a bump is looked for
+BUMP_REACH = 10  # a bump is searched for up to this multiple of L_training
 
 
 @claim(
@@ -102,7 +102,7 @@ def best_is_slowest(case: Case) -> Finding:
     """Judge whether the best model takes the most iterations; both are computed again in each resample."""
     curves, keys = case.curves, sorted(case.curves.mse)
     if len(keys) < 2:
-        return Finding(None, None, "There is one model only.")
+        return Finding(None, None, "There is only one model.")
     final = np.stack([curves.optimum[key] for key in keys])
     share, last = case.thresholds.margin / 100, curves.grid[-1]
     needed = np.stack([first_close(curves.grid, curves.mse[key], curves.optimum[key], share) for key in keys])
@@ -130,7 +130,7 @@ def best_is_slowest(case: Case) -> Finding:
     unit=ERROR,
 )
 def reaches_optimum(case: Case) -> Finding:
-    """Judge what Figure 4 shows at its right end: many iterations come to the certified optimum."""
+    """Judge whether many iterations reach the certified optimum, as at the right end of Figure 4."""
     curves, keys = case.curves, sorted(case.curves.mse)
     excesses = {name(key): excess(curves.mse[key][-1], curves.optimum[key]) for key in keys}
     found = intervals(excesses, case.thresholds)
@@ -142,7 +142,7 @@ def reaches_optimum(case: Case) -> Finding:
 
 
 def trained(case: Case, *, regime1: bool) -> list[Key]:
-    """Return the trainings of regime 1, or those of the regimes 2 and 3."""
+    """Return the trainings of regime 1, or those of regimes 2 and 3."""
     return [key for key in sorted(case.curves.mse) if (case.thresholds.regime(key[1]) == 1) == regime1]
 
 

@@ -1,11 +1,11 @@
-"""Which claims of the slides hold here.  python -m pdunroll verdicts [experiment=...].
+"""Judge which claims of the slides hold.  python -m pdunroll verdicts [experiment=...].
 
-Reads evaluation.csv, training.csv, optima.csv and errors/*.npz in outputs/<name>/, and theory/*.csv and
-benchmark/memory.csv where they are; no operator, no speech. Writes to outputs/<name>/:
+Reads only tables in outputs/<name>/: evaluation.csv, training.csv, optima.csv, errors/*.npz and, if they exist,
+theory/*.csv and benchmark/memory.csv. Writes to outputs/<name>/:
     verdicts.csv  one row per claim and setting (primal mask and norm of the step sizes): claim, primal_mask, step_norm,
                   verdict, estimate, low, high, unit, statement, evidence
     verdicts.txt  one row per claim with a column for each setting, then each verdict with its numbers
-A claim holds, does not hold, or is undecided; `pdunroll.evaluation.statistics` says when.
+A claim holds, does not hold, or is undecided; `pdunroll.evaluation.statistics` has the rules.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ def judge(
         data: the name of its corpus.
         regime_borders: the paper's borders of the three regimes, in L.
         margin: the share of the error below which a difference counts as none.
-        time_margin: the share by which a time may differ from what is claimed.
+        time_margin: the share by which a time may differ from the claimed one.
         memory_margin: the share of full's growth below which memory counts as constant.
-        confidence: that of the intervals.
-        resamples: how many of them the intervals come from.
-        seed: of the resamples.
+        confidence: the confidence level of the intervals.
+        resamples: the number of bootstrap resamples.
+        seed: the seed of the resamples.
 
     Returns:
         The text of verdicts.txt.
 
     Raises:
-        InputError: naming the table or the setting at fault.
+        InputError: naming the invalid table or setting.
     """
     from pdunroll.claims.case import read_case
     from pdunroll.claims.registry import Thresholds, verdicts
@@ -97,7 +97,7 @@ def all_claims() -> list[Claim]:
 
 
 def read_theory(folder: Path, name: str) -> dict[str, list[Row]]:
-    """Return the tables of the theory by their names; none if it was not measured."""
+    """Return the tables of the theory by their names; none if the theory was not measured."""
     from pdunroll.claims.theory import TABLES
 
     if not (folder / "theory").is_dir():
@@ -115,7 +115,7 @@ def read_memory(folder: Path, name: str) -> list[Row]:
 
 
 def readable(rows: list[Row], heading: str) -> str:
-    """Return the verdicts as a text: an overview of all settings side by side, then each claim with its numbers."""
+    """Return the verdicts as text: an overview of all settings, then each claim with its numbers."""
     settings = list(dict.fromkeys(Setting(row["primal_mask"], row["step_norm"]) for row in rows))
     words = {(row["claim"], row["primal_mask"], row["step_norm"]): row["verdict"] for row in rows}
     lines = [*textwrap.wrap(heading, WIDTH), ""]

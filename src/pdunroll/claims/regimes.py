@@ -78,7 +78,7 @@ def regime3_truncated_better(case: Case, kind: str) -> Finding:
     unit="L", compares=True, each_kind=True,
 )  # fmt: skip
 def border12(case: Case, kind: str) -> Finding:
-    """Judge whether gains from more iterations end at the paper's border of the regimes 1 and 2."""
+    """Judge whether gains from more iterations end at the paper's border of regimes 1 and 2."""
     before = [depth for depth in case.curves.depths(*MODES) if case.thresholds.regime(depth) < 3]
     pairs = by_iterations(case.curves, list(combinations(before, 2)), kind)
     flat: dict[int, Verdict] = {}
@@ -96,7 +96,7 @@ def border12(case: Case, kind: str) -> Finding:
     unit="L", compares=True, each_kind=True,
 )  # fmt: skip
 def border23(case: Case, kind: str) -> Finding:
-    """Judge whether truncated becomes superior at the paper's border of the regimes 2 and 3."""
+    """Judge whether truncated becomes superior at the paper's border of regimes 2 and 3."""
     better: dict[int, Verdict] = {}
     if both := case.curves.depths(*MODES):
         found = by_truncated(case, both, kind).values()
@@ -127,7 +127,7 @@ def in_regime(case: Case, number: int) -> list[int]:
 
 
 def too_few(needed: int, depths: list[int]) -> Finding:
-    """Leave a claim open because there are fewer L in its regime than it needs."""
+    """Return an undecided finding, because the regime has fewer L than the claim needs."""
     which = f"only L = {depths[0]}" if depths else "no L"
     return Finding(None, None, f"{needed} L needed, {which} of this regime was trained in both modes.")
 
@@ -156,13 +156,13 @@ def by_iterations(curves: Curves, pairs: list[tuple[int, int]], kind: str) -> di
 
 
 def border(case: Case, paper: float, answers: dict[int, Verdict], what: str) -> Finding:
-    """Judge whether something begins between the two L that are next to the paper's border.
+    """Judge whether a property begins to hold between the two L next to the paper's border.
 
     Args:
-        case: what is judged.
+        case: the case.
         paper: the paper's border, in L.
-        answers: whether it is so at each L.
-        what: it in words.
+        answers: the verdict on the property at each L.
+        what: the property in words.
     """
     depths = case.curves.depths(*MODES)
     below, above = [d for d in depths if d < paper], [d for d in depths if d > paper]
@@ -171,7 +171,7 @@ def border(case: Case, paper: float, answers: dict[int, Verdict], what: str) -> 
             None, None,
             f"Both modes were trained for L = {listed(depths) or 'none'} only, not enough on both sides of the border.",
         )  # fmt: skip
-    shown = np.inf  # it begins by this L and above `refuted`
+    shown = np.inf  # the property holds from at most this L on, and not at `refuted`
     for depth in sorted(answers, reverse=True):
         if not answers[depth]:
             break

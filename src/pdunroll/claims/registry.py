@@ -1,4 +1,4 @@
-"""The registry of claims, and what all of them share: the case that they are judged on and words for the evidence."""
+"""The registry of claims, the data on which they are judged, and the text of their evidence."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ class Curves(NamedTuple):
     """Test MSE of all trainings with one setting, in the sample and in each resample (see `statistics`).
 
     Attributes:
-        grid: numbers of iterations in inference.
-        mse: (len(grid), 1 + resamples) for each mode and L.
+        grid: the numbers of iterations in inference.
+        mse: the MSE for each mode and L, (len(grid), 1 + resamples).
         dct: the same for the untrained DCT.
-        optimum: (1 + resamples,) at certified optima, for each mode and L.
+        optimum: the MSE at the certified optimum for each mode and L, (1 + resamples,).
         dct_optimum: the same for the untrained DCT.
         certified: the smallest share of frames with a certified optimum.
         validation: the mean validation MSE for each kind of inference, mode and L.
-        untrained: the trainings that kept the operator they started from.
-        basis: seeds and frames in words.
+        untrained: the trainings that kept their initial operator.
+        basis: the seeds and frames in words.
     """
 
     grid: list[int]
@@ -52,19 +52,19 @@ class Curves(NamedTuple):
         return self.mse[mode, depth][self.grid.index(depth)] if kind == "classical" else self.optimum[mode, depth]
 
     def depths(self, *modes: str) -> list[int]:
-        """Return the L_training that all these modes have."""
+        """Return the values of L_training that all these modes have."""
         return sorted(set.intersection(*({depth for own, depth in self.mse if own == mode} for mode in modes)))
 
 
 class Thresholds(NamedTuple):
-    """What decides a claim.
+    """The thresholds of the verdicts.
 
     Attributes:
         margin: the difference that counts as none, in % of the error.
-        confidence: that of the intervals.
-        low: the border of the regimes 1 and 2, in L.
-        high: the border of the regimes 2 and 3, in L.
-        time_margin: the share by which a time may differ from what is claimed.
+        confidence: the confidence level of the intervals.
+        low: the border of regimes 1 and 2, in L.
+        high: the border of regimes 2 and 3, in L.
+        time_margin: the share by which a time may differ from the claimed one.
         memory_margin: the share of full's growth below which memory counts as constant.
     """
 
@@ -81,16 +81,16 @@ class Thresholds(NamedTuple):
 
 
 class Case(NamedTuple):
-    """What a claim is judged on: the trainings of its modes with one setting, and what else was measured.
+    """The data on which a claim is judged: the trainings of its modes with one setting, and other measurements.
 
     Attributes:
         setting: the primal mask and the norm of the step sizes.
         curves: the errors of the trainings that are compared, which have the same seeds.
         training: the rows of training.csv with this setting.
-        b: b of the trainings of `truncated` that are compared.
-        theory: the tables of the theory by their names, each with the rows of this setting.
-        memory: the rows of benchmark/memory.csv; none where memory was not measured.
-        thresholds: what decides.
+        b: the b of the compared trainings of `truncated`.
+        theory: the tables of the theory by their names, with the rows of this setting.
+        memory: the rows of benchmark/memory.csv; empty if memory was not measured.
+        thresholds: the thresholds of the verdicts.
     """
 
     setting: Setting
@@ -103,12 +103,12 @@ class Case(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """What a claim's function found.
+    """The result of a claim's function.
 
     Attributes:
-        verdict: whether the claim holds; None if that is undecided.
-        interval: the decisive estimate and its interval; None if nothing could be computed.
-        evidence: the numbers in words, or what was not measured.
+        verdict: whether the claim holds; None for undecided.
+        interval: the decisive estimate and its interval; None if there is none.
+        evidence: the numbers in words, or a note on what was not measured.
     """
 
     verdict: Verdict
@@ -143,11 +143,11 @@ def claim(
         statement: the claim as a sentence, in which {margin}, {low}, {high}, {time_margin}, {memory_margin} stand for
             the thresholds, {iterations} for the most iterations in inference and {kind} for the kind of inference.
         unit: the unit of the estimate.
-        about: the modes of backpropagation whose trainings the function is given.
-        compares: whether the claim compares these modes; it is undecided, without a call of the function, unless all
-            of them were trained with the setting.
+        about: the modes of backpropagation whose trainings the case has.
+        compares: whether the claim compares these modes; unless all of them were trained with the setting, it is then
+            undecided and the function is not called.
         each_kind: whether the claim is made for classical and for optimality inference; the function is then called
-            with "classical" and "optimality" as its second argument, and the kind is appended to the name.
+            with "classical" and with "optimality" as its second argument, and the kind is appended to the name.
 
     Returns:
         A decorator.
@@ -166,10 +166,10 @@ def verdicts(
     """Return the rows of verdicts.csv for one setting.
 
     Args:
-        claims: the claims; those about each kind of inference come first, kind by kind.
+        claims: the claims; in the result, those about a kind of inference come first, kind by kind.
         setting: the primal mask and the norm of the step sizes.
-        cases: what the claims are judged on, by the modes that they are about; None where no such mode was trained.
-        thresholds: what decides.
+        cases: the cases by the modes that claims are about; None if no such mode was trained.
+        thresholds: the thresholds of the verdicts.
     """
     rows = []
     for kind in (*KINDS, None):
@@ -210,7 +210,7 @@ def listed(numbers: Iterable[int]) -> str:
 
 
 def evidence(curves: Curves, found: dict[str, Interval], keys: Iterable[Key]) -> str:
-    """Return the numbers in words, with the frames and seeds behind them and the trainings that came to nothing."""
+    """Return the numbers in words, with their frames and seeds, and the trainings that kept the initial operator."""
     numbers = "; ".join(f"{name}: {i.estimate:+.3g} % [{i.low:+.3g}, {i.high:+.3g}]" for name, i in found.items())
     idle = [f"{mode} L = {depth}" for mode, depth in curves.untrained if (mode, depth) in set(keys)]
     note = f"; {', '.join(idle)} kept the untrained operator: no step was better in validation" if idle else ""

@@ -1,4 +1,4 @@
-"""The claims of the paper's theorems, from the tables of `pdunroll theory`: do assumptions hold, are limits reached?"""
+"""The claims of the paper's theorems, judged from the tables of `pdunroll theory`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pdunroll.claims.registry import Case, Finding, Judge, Row, claim
 from pdunroll.evaluation.statistics import Interval, Verdict, every, proportion
 
 TABLES = ("fits", "fidelity", "decay", "settling")
-VANISHED = 1e-3  # of its first value: as `pdunroll.evaluation.theory.decay` has it
-NEAR = 0.1  # relative error of a gradient that has come near its limit
+VANISHED = 1e-3  # relative to the first value, as in `pdunroll.evaluation.theory.fit_decay`
+NEAR = 0.1  # relative error at which a gradient counts as near its limit
 FRAMES = "share of frames"
 
 
@@ -36,11 +36,11 @@ def theorem(name: str, statement: str, *, unit: str) -> Callable[[Judge], Judge]
     unit=FRAMES,
 )
 def assumption(case: Case) -> Finding:
-    """Judge the share of frames that decay.
+    """Judge the share of frames on which the deltas decay.
 
-    Slow decay leaves the claim undecided: only a frame with a kernel that delta stays in is one that cannot decay, so
-    that the interval reaches up to the share of all others. With the active-set mask, a frame whose masks still changed
-    in the second half of the iterations does not count as such: its kernels may not last.
+    Slow decay leaves the claim undecided. Decay is impossible only on frames where the deltas stay in a kernel, so that
+    the interval reaches up to the share of all other frames. With the active-set mask, frames whose masks still change
+    in the second half of the iterations do not count as such, since their kernels may change, too.
     """
     settling = case.theory["settling"] if case.setting.primal_mask == "active_set" else []
     unsettled = {(row["operator"], row["frame"]) for row in settling if row["settled_after"] > row["of"] / 2}
@@ -70,7 +70,7 @@ def assumption(case: Case) -> Finding:
     unit="relative error",
 )
 def limit_reached(case: Case) -> Finding:
-    """Judge full's error to the limit at the largest L: near it, or no nearer than a gradient of zero."""
+    """Judge whether full is near the limit at the largest L, or no nearer than a gradient of zero."""
     last, parts = [], []
     for operator, rows in by_operator(of_mode(case, "full")).items():
         first, end = (pick(rows, key=lambda row: row["l"]) for pick in (min, max))
@@ -90,7 +90,7 @@ def limit_reached(case: Case) -> Finding:
     unit="difference of cosines",
 )
 def nearer(case: Case) -> Finding:
-    """Judge the cosines to the limit of truncated, with the b of the trainings, and of full, at each operator and L."""
+    """Compare the cosines to the limit of truncated (with the b of the trainings) and full, at each operator and L."""
     b = case.b
     full = {(row["operator"], row["l"]): row["limit_cosine"] for row in of_mode(case, "full")}
     truncated = {
@@ -112,9 +112,9 @@ def nearer(case: Case) -> Finding:
     unit=FRAMES,
 )
 def masks_settle(case: Case) -> Finding:
-    """Judge the share of frames whose masks stay as they are for the second half of the iterations.
+    """Judge the share of frames whose masks do not change in the second half of the iterations.
 
-    The others may still settle later, so that this is never refuted.
+    The others may settle later, so that the claim is never refuted.
     """
     if case.setting.primal_mask != "active_set":
         return Finding(None, None, "Settling is measured for the active_set mask only.")
@@ -137,13 +137,16 @@ def masks_settle(case: Case) -> Finding:
 def kernels(case: Case) -> Finding:
     """Judge whether the distance of (delta_P, delta_D) to the kernels has vanished, or not even halved.
 
-    It is taken after the last count, relative to the median after the first, over 10 to 90 % of the frames.
+    The distances after the last count are divided by the median after the first one. The interval is from the 10th to
+    the 90th percentile of the frames.
     """
     left, parts = [], []
     distances = [row for row in case.theory["decay"] if row["quantity"] == "kernel_distance"]
     for operator, rows in by_operator(distances).items():
         first, last = (pick(rows, key=lambda row: row["count"]) for pick in (min, max))
-        scale = first["median"] or first["p90"] or 1.0  # most frames may be at the limit from the first iteration on
+        scale = (
+            first["median"] or first["p90"] or 1.0
+        )  # the median is 0 if most frames are at the limit from the first iteration on
         left.append(Interval(*(last[name] / scale for name in ("median", "p10", "p90"))))
         parts.append(f"{operator}: {left[-1].estimate:.2g} after {last['count']} backward iterations")
     verdict = every(True if i.high <= VANISHED else False if i.low >= 0.5 else None for i in left)
@@ -165,7 +168,7 @@ def by_operator(rows: list[Row]) -> dict[str, list[Row]]:
 
 
 def majority(interval: Interval) -> Verdict:
-    """Tell whether a share is above one half, if its interval says."""
+    """Return whether a share is above one half, None if its interval contains one half."""
     return True if interval.low > 0.5 else False if interval.high < 0.5 else None
 
 

@@ -1,1 +1,1 @@
-"""Figures, the page and the dashboard, all from tables alone."""
+"""Figures, the HTML report and the dashboard, made only from tables."""

@@ -1,8 +1,8 @@
-"""The dashboard of an experiment on Weights & Biases, as code.  python -m pdunroll dashboard [experiment=...].
+"""Publish the dashboard of an experiment on Weights & Biases.  python -m pdunroll dashboard [experiment=...].
 
 Logs the tables, figures and sentences of outputs/<name>/ as one run of job type "evaluation" beside the runs of the
-trainings, and, with tracking=online, saves a workspace that shows both. The specification of the workspace is written
-to outputs/<name>/dashboard.json in any case; saving it again replaces it.
+trainings, and saves a workspace that shows both if tracking=online; saving it again replaces it. The specification of
+the workspace is written to outputs/<name>/dashboard.json in any case.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Row = dict[str, Any]
 
 
 class Contents(NamedTuple):
-    """What the evaluation run logs, by the names that the panels ask for."""
+    """What the evaluation run logs; the keys are the names in the panels."""
 
     tables: dict[str, list[Row]]
     figures: dict[str, Path]
@@ -68,10 +68,10 @@ def publish(folder: Path, name: str, tracking: Tracking) -> None:
 
 
 def collect(folder: Path, name: str) -> Contents:
-    """Return what there is in `folder`, outputs/<name>/.
+    """Return the tables, figures and sentences in `folder`, outputs/<name>/.
 
     Raises:
-        InputError: naming the command that makes what is missing or damaged.
+        InputError: naming the command that makes a missing or damaged file.
     """
     from pdunroll.evaluation.tables import Sentence
 
@@ -136,7 +136,7 @@ def libraries() -> tuple[ModuleType, ModuleType]:
 
 
 def panels(contents: Contents) -> dict[str, list[Any]]:
-    """Return the panels under their headings: of the trainings' runs, then of the evaluation run."""
+    """Return the panels by their headings, first those of the trainings' runs, then those of the evaluation run."""
     _, wr = libraries()
     depth, best = wr.Config("network.iterations"), wr.SummaryMetric("best_validation_mse")
 
@@ -176,12 +176,8 @@ def panels(contents: Contents) -> dict[str, list[Any]]:
     return found
 
 
-GROUPS = (
-    "backprop.name",
-    "backprop.primal_mask",
-    "network.step_norm",
-    "network.iterations",
-)  # curves of one line are the seeds
+# Runs of one group differ only in their seed.
+GROUPS = ("backprop.name", "backprop.primal_mask", "network.step_norm", "network.iterations")
 
 
 def workspace_of(name: str, project: str, contents: Contents, entity: str | None) -> Any:
@@ -200,12 +196,12 @@ def workspace_of(name: str, project: str, contents: Contents, entity: str | None
 
 
 def dumped(view: Any) -> str:
-    """Return a workspace as the JSON that is sent."""
+    """Return a workspace as JSON, as it is sent."""
     return view._to_model().model_dump_json(by_alias=True, exclude_none=True)
 
 
 def save(name: str, tracking: Tracking, contents: Contents, known: Row) -> Row:
-    """Save the workspace in the place of the one that was saved before; return where it is."""
+    """Save the workspace, replacing the one that was saved before; return its address."""
     import requests
     import wandb
     from wandb.errors import Error

@@ -1,11 +1,11 @@
-"""The paper's Figures 3 and 4 and a short table of results.  python -m pdunroll figures [experiment=...].
+"""Draw the paper's Figures 3 and 4 and write a table of results.  python -m pdunroll figures [experiment=...].
 
-Reads evaluation.csv, optima.csv, training.csv and provenance.json in outputs/<name>/, nothing else; writes the table to
-results.txt and to figures/, as png and svg, each function below with the decorator `registry.figure`:
+Reads only evaluation.csv, optima.csv, training.csv and provenance.json in outputs/<name>/. Writes the table to
+results.txt, and the figure of each function below with the decorator `registry.figure` to figures/, as png and svg:
     regimes           Figure 3
     interpretability  Figure 4
     bump              the curves of Figure 4 for one L of regime 1, for each norm of the step sizes
-    speed             the error at the optimum against the iterations that come close to it, a point for each training
+    speed             the error at the optimum against the iterations until near it, a point for each training
 """
 
 from __future__ import annotations
@@ -55,13 +55,13 @@ def draw(
     """Draw the figures of the tables in `folder`, outputs/<name>/; return the lines of results.txt.
 
     Args:
-        folder: where the tables are, and where the figures are written.
-        regime_borders: L at the borders of the regimes.
+        folder: the folder of the tables and the figures.
+        regime_borders: the borders of the regimes, in L.
         l_training: the L whose curves Figure 4 shows; all if None.
         step_norms: the norms whose trainings are shown; all if None.
 
     Raises:
-        InputError: naming the table at fault, or the setting if a norm of `step_norms` was not trained with.
+        InputError: naming the invalid table, or the setting if there is no training with a norm of `step_norms`.
     """
     tables = read_results(folder)
     provenance = read_provenance(folder)
@@ -90,7 +90,7 @@ def draw(
 
 
 def footnote(provenance: dict[str, Any]) -> str:
-    """Return what made a figure, in one line."""
+    """Return the line that says how a figure was made."""
     seeds = ", ".join(map(str, provenance["seeds"]))
     return (
         f"{provenance['command']}   seed {seeds}   commit {provenance['commit'][:12]}   "
@@ -188,7 +188,7 @@ def interpretability(
 ) -> Figure:
     """Draw Figure 4: test MSE after every number of iterations.
 
-    A ring marks L_training on its curve, a stroke on the right the certified optimum that the curve tends to.
+    A ring on a curve marks L_training, and a stroke on the right its limit, the certified optimum.
     """
     depths = sorted({row["l_training"] for row in trained(evaluation)})
     if l_training is not None:
@@ -268,7 +268,7 @@ def draw_curves(
 
 
 def mark_optimum(ax: Axes, optima: list[Row], last: int, colour: str) -> None:
-    """Draw a stroke at the right end: the error of the certified optimum, mean over seeds."""
+    """Draw the mean error of the certified optimum over the seeds as a stroke at the right end."""
     if optima:
         ax.plot(1.25 * last, fmean(row["optimum_mse"] for row in optima), marker="_", markersize=9, color=colour)
 
@@ -282,8 +282,8 @@ def mark_optimum(ax: Axes, optima: list[Row], last: int, colour: str) -> None:
 def speed(evaluation: list[Row], optima: list[Row]) -> Figure:
     """Draw every training as a point: N1, the iterations until within 1 % of the optimum's error, and that error.
 
-    A panel for each mask; markers are filled for spectral step sizes, and the numbers beside them are L in training.
-    Trainings whose curves do not come that close stand at the last number of iterations, with a ">".
+    There is a panel for each mask. Markers are filled for spectral step sizes, and the numbers beside them are L in
+    training. Trainings that do not come that close are at the last number of iterations, with a ">".
     """
     import matplotlib.pyplot as plt
 

@@ -8,11 +8,11 @@ from pdunroll.report import figures, registry, theory  # noqa: F401 (both regist
 
 
 def figures_in(folder: Path, suffix: str) -> dict[registry.Drawing, Path]:
-    """Return the figures that are there, with their files.
+    """Return the figures whose files exist, with their files.
 
     Args:
         folder: outputs/<name>/.
-        suffix: the kind of file, ".svg" or ".png".
+        suffix: the suffix of the files, ".svg" or ".png".
     """
     paths = {drawing: folder / f"{drawing.stem}{suffix}" for drawing in registry.FIGURES.values()}
     return {drawing: path for drawing, path in paths.items() if path.is_file()}

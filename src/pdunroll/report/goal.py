@@ -1,4 +1,4 @@
-"""The goal of the slides' future work, judged: an optimum as good as the best plain one, reached ten times faster."""
+"""The goal of the slides' future work: an optimum as good as the best plain one, reached ten times faster."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def goal(evaluation: list[Row], optima: list[Row]) -> list[str]:
     """Return a line for each kind of training that says whether it reaches the goal; none without variants of the loss.
 
     A kind is a mode with its loss, mask, norm and L; its numbers are means over seeds. It reaches the goal if its error
-    at the optimum is at most that of the best plain kind, and its N1 (see `pdunroll.evaluation.convergence`) at most a
-    tenth of that one's.
+    at the optimum is at most that of the best plain kind, and its N1 (see `pdunroll.evaluation.convergence`) is at most
+    a tenth of the N1 of that kind.
 
     Args:
         evaluation: rows of evaluation.csv.

@@ -1,4 +1,4 @@
-"""Pictures as parts of a page: SVG elements and data URIs."""
+"""Pictures for an HTML page: SVG elements and data URIs."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def inline(text: str, prefix: str, title: str) -> str:
 
     Args:
         text: the document.
-        prefix: what the ids in it are given, since Matplotlib uses the same ones in each file.
-        title: its description for those who cannot see it.
+        prefix: a prefix for the ids in it, since Matplotlib uses the same ids in each file.
+        title: a description for screen readers.
     """
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)

@@ -1,6 +1,6 @@
-"""An experiment as one HTML file that embeds all it shows.  python -m pdunroll report [experiment=...].
+"""Write the results of an experiment as one HTML file.  python -m pdunroll report [experiment=...].
 
-Reads tables, figures and files of outputs/<name>/ and multirun/<name>/ alone; writes outputs/<name>/report.html, which
+Reads only files of outputs/<name>/ and multirun/<name>/. Writes outputs/<name>/report.html, which is self-contained and
 opens offline. Its sections are the functions of `pdunroll.report.sections`.
 """
 
@@ -29,7 +29,7 @@ def write(folder: Path, name: str, *, runs: Path, prepared: Path) -> None:
         prepared: the folder of the frames.
 
     Raises:
-        InputError: naming the command where the evaluation or its figures are missing.
+        InputError: naming the command to run if the evaluation or its figures are missing.
     """
     path = folder / "report.html"
     page = render(folder, name, runs, prepared)

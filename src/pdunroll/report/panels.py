@@ -1,4 +1,4 @@
-"""What the figures of the results share: panels, axes, and the rows and looks of a curve."""
+"""Shared parts of the figures of the results: panels, axes, and the rows and styles of curves."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
-# dark and light, so that they differ in greyscale, too
+# dark and light, so that they also differ in greyscale
 COLOURS = {"full": "#1f3a68", "truncated": "#e8871e"}
 MARKERS = {"full": "o", "truncated": "s"}
 
@@ -46,7 +46,7 @@ def modes(rows: list[Row]) -> list[Mode]:
 
 
 def style(mode: Mode, number: int) -> dict[str, Any]:
-    """Return colour and marker of a mode; unknown modes get their own from matplotlib's cycle."""
+    """Return the colour and marker of a mode; further modes get colours of matplotlib's cycle."""
     return {"color": COLOURS.get(mode.backprop, f"C{number + 2}"), "marker": MARKERS.get(mode.backprop, "D")}
 
 
@@ -78,7 +78,7 @@ def label_errors(ax: Axes) -> None:
 
 
 def finish_curves(figure: Figure, axes: list[Axes]) -> None:
-    """Label the common error axis, once all is drawn, and put the first panel's legend below the figure."""
+    """Label the common error axis and put the first panel's legend below the figure; call this last."""
     for ax in axes:
         label_errors(ax)
     figure.legend(

@@ -1,4 +1,4 @@
-"""The registries of figures and of sections of the report: a decorated function for each."""
+"""The registries of figures and of sections of the report, which are decorated functions."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class Drawing(NamedTuple):
-    """A figure: where it is written, what it shows, and the function that draws it.
+    """A figure: its file, its title, and the function that draws it.
 
     Attributes:
-        stem: its path in outputs/<name>/ without the suffix; the folder is the command that draws it.
-        caption: its title in report.html.
+        stem: the path in outputs/<name>/ without the suffix; the folder is named as the command that draws the figure.
+        caption: the title in report.html.
         tables: the tables that `draw` is given, in this order, each a list of rows.
         options: the settings `figures.*` that `draw` is given by name.
-        every_norm: whether it shows all norms of the step sizes, whatever `figures.step_norms` selects.
+        every_norm: whether the figure ignores `figures.step_norms` and shows all norms of the step sizes.
         draw: the function.
     """
 
@@ -56,14 +56,14 @@ def drawn_by(stage: str) -> list[Drawing]:
 
 
 def section(name: str, title: str) -> Callable[[Function], Function]:
-    """Register a function that returns a section of report.html as HTML, given a `pdunroll.report.page.Experiment`.
+    """Register a function that returns a section of report.html as HTML, given an `Experiment` of `sections`.
 
     Args:
         name: the id of the section.
         title: its heading.
 
     Returns:
-        A decorator. Sections stand in the order of their definition; one that is empty is left out.
+        A decorator. The report has the sections in the order of their definition, without empty ones.
     """
 
     def register(render: Function) -> Function:

@@ -1,6 +1,6 @@
-"""The sections of report.html, in their order: one function each, which returns HTML.
+"""The sections of report.html in their order; each is a function that returns HTML.
 
-In the place of a part whose command has not run stands the command that makes it.
+If the command that makes the data of a section has not been run, the section names that command.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ BASELINES = ("original", "observed", "dct")  # first in a list of restorations, 
 
 
 class Experiment(NamedTuple):
-    """What the sections are made from.
+    """The data of the sections.
 
     Attributes:
         folder: outputs/<name>/.
@@ -42,7 +42,7 @@ class Experiment(NamedTuple):
         evaluation: the rows of evaluation.csv.
         optima: the rows of optima.csv.
         training: the rows of training.csv.
-        provenance: what made these tables.
+        provenance: the command, commit and data of these tables.
     """
 
     folder: Path
@@ -61,11 +61,11 @@ class Experiment(NamedTuple):
 
     @property
     def observed(self) -> str:
-        """What frames without restoration are called, such as "quantized"."""
+        """The name of the unrestored frames, such as "quantized"."""
         return self.provenance.get("observed", "quantized")
 
     def table(self, name: str, stage: str) -> list[Row]:
-        """Return the rows of another table of the command `stage`; none if that has not run."""
+        """Return the rows of a table of the command `stage`; none if it has not been run."""
         path = self.folder / f"{name}.csv"
         columns = ("primal_mask", "step_norm")
         return read_table(path, command(stage, self.name), columns=columns) if path.is_file() else []
@@ -113,7 +113,7 @@ def verdicts(experiment: Experiment) -> str:
 
 @section("results", "Test errors")
 def results(experiment: Experiment) -> str:
-    """Show a row for each operator: test MSE after L_training and after all iterations, at the optimum; its time."""
+    """Show for each operator the test MSE after L_training and all iterations and at the optimum, and the time."""
     last = max(row["l_inference"] for row in experiment.evaluation)
     classical = after_training_iterations(experiment.evaluation)
     seconds = by_operator(experiment.training, "seconds")
@@ -136,7 +136,7 @@ def results(experiment: Experiment) -> str:
 
 @section("more", "More figures")
 def more(experiment: Experiment) -> str:
-    """Show all other figures, and the validation error of every training over its steps."""
+    """Show all other figures, and the validation error of every training against the steps."""
     found = inlined(list(figures_in(experiment.folder, ".svg").items())[2:])
     if curves := training_curves(experiment.runs):
         found.append({"title": "Validation error during training", "svg": curves})
@@ -165,7 +165,7 @@ def speech(experiment: Experiment) -> str:
 
 @section("origin", "How it was made")
 def origin(experiment: Experiment) -> str:
-    """Show data, machine, commit, settings, and the command that makes it all again."""
+    """Show the data, machine, commit and settings, and the command that reproduces the experiment."""
     settings = experiment.folder / "settings.yaml"
     environments = [record["environment"] for _, record in trainings(experiment.runs) if "environment" in record]
     return rendered(
@@ -192,7 +192,7 @@ def inlined(figures: Iterable[tuple[Drawing, Path]]) -> list[Row]:
 
 
 def trainings(runs: Path) -> list[tuple[Path, Row]]:
-    """Return folder and record of each finished training."""
+    """Return the folder and the record of each finished training."""
     records = [(path.parent, read_record(path)) for path in sorted(runs.glob("*/run.json"))]
     return [(folder, record) for folder, record in records if record["status"] == "finished"]
 
@@ -233,7 +233,7 @@ def training_curves(runs: Path) -> str:
 
 
 def best_operators(runs: Path) -> list[Row]:
-    """Return pictures of the DCT and, for each mask, norm and mode, of the operator that validated best after L."""
+    """Return pictures of the DCT and, for each mask, norm and mode, of the operator with the best validation MSE."""
     import numpy as np
     from scipy.fft import dct
 
@@ -260,9 +260,9 @@ def best_operators(runs: Path) -> list[Row]:
 
 
 def sentences(folder: Path, observed: str) -> list[Row]:
-    """Return the test sentences to listen to, each with its restorations: audio and spectrogram as data URIs.
+    """Return the test sentences to listen to and their restorations, with audio and spectrogram as data URIs.
 
-    `observed` is what the sentences without restoration are called.
+    `observed` is the name of the unrestored sentences.
     """
     if not (folder / "index.json").is_file():
         return []

@@ -1,4 +1,4 @@
-"""What all figures share: their style, their names for things, and how they are written."""
+"""The style of all figures, and how they are written to files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def set_style() -> None:
-    """Draw without a screen, with the same bytes each time."""
+    """Set matplotlib to draw without a screen and to give the same bytes each time."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,4 +1,4 @@
-"""Figures of the theorems, from the tables that `pdunroll.commands.theory` wrote, alone."""
+"""Figures of the theorems, drawn only from the tables that `pdunroll theory` has written."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def draw(folder: Path, origin: str) -> None:
     drawings = registry.drawn_by("theory")
     names = dict.fromkeys(name for drawing in drawings for name in drawing.tables)
     tables = {name: read_table(folder / f"{name}.csv", command("theory")) for name in names}
-    for row in (row for rows in tables.values() for row in rows):  # a row of panels for each
+    for row in (row for rows in tables.values() for row in rows):  # each operator and norm has a row of panels
         row["operator"] = f"{row['operator']}, {row['step_norm']}" if row["operator"] == "dct" else row["operator"]
     for drawing in drawings:
         save(drawing.draw(*(tables[name] for name in drawing.tables)), folder / Path(drawing.stem).name, origin)

@@ -100,16 +100,19 @@ def restore_file(
     start = time.perf_counter()
     gaps, scores = write(recording, output, solver, grids, truth, n=K.shape[1], shifts=shifts)
     seconds = (time.perf_counter() - start) * recording.rate / recording.samples
-    if listening:
-        found = f"{ITERATIONS} iterations for each of {len(gaps)} frames, for listening (median gap"
-        found = f"{found} {np.median(gaps):.1e}, not certified)"
-    else:
-        found = f"{sum(gap <= tolerance for gap in gaps)} of {len(gaps)} frames certified to a relative duality gap of"
-        found = f"{found} {tolerance:g} (largest gap {max(gaps):.1e})"
-    print(f"{found}, {seconds:.2f} s for a second of audio")
+    print(f"{outcome(gaps, None if listening else tolerance)}, {seconds:.2f} s for a second of audio")
     for measure, before, after in scores:
         print(f"{measure:<6}  input {before:6.2f} dB, restored {after:6.2f} dB, gain {after - before:+.2f} dB")
     print(output)
+
+
+def outcome(gaps: list[float], tolerance: float | None) -> str:
+    """Return how many frames are certified to a tolerance, or with None how many were restored for listening."""
+    if tolerance is None:
+        gap = f"median gap {np.median(gaps):.1e}, not certified"
+        return f"{ITERATIONS} iterations for each of {len(gaps)} frames, for listening ({gap})"
+    certified = f"{sum(gap <= tolerance for gap in gaps)} of {len(gaps)} frames certified"
+    return f"{certified} to a relative duality gap of {tolerance:g} (largest gap {max(gaps):.1e})"
 
 
 def print_cells(recording: Recording, grids: list[Grid]) -> None:
