@@ -129,7 +129,7 @@ class Theory:
     """The operators, frames and iterations for which the theorems are measured."""
 
     runs: list[str] = field(default_factory=list)  # folders of trained operators to measure beside the DCT
-    frames: int = setting(64, require_integer, 1, MOST)  # number of nontrivial frames that are measured
+    frames: int = setting(64, require_integer, 1, MOST)  # number of measured frames, whose optima are vertices
     count_frames: int = setting(256, require_integer, 1, MOST)  # number of test frames to draw them from
     iterations: int = setting(100_000, require_integer, 100, MOST)  # largest L and largest b
     seed: int = 0  # seed of the drawn frames

@@ -1,7 +1,7 @@
 """Algorithms that iterate the frames of a batch towards their optima, for `solve`.
 
-An algorithm has three steps, in the manner of jaxopt: `init_state` makes the state at the start, `update` runs one
-iteration, and `select` goes on with some of the frames only. The loop around them is in `pdunroll.core.solve`. Two come
+An algorithm has methods as in jaxopt: `init_state` returns the initial state, `update` runs one iteration, `point`
+returns the current iterate, and `select` drops frames. The loop that calls them is in `pdunroll.core.solve`. Two come
 with the package: `PlainChambollePock` below and `pdunroll.core.halpern.RestartedHalpern`.
 """
 
@@ -31,10 +31,10 @@ class Point(NamedTuple):
 class Algorithm(ABC):
     """A way to iterate towards the optimum of every frame of a batch.
 
-    The state is an object of the subclass's own choice, such as a named tuple.
+    The state can be any object, such as a named tuple.
 
     Attributes:
-        polished: whether `solve` tries the vertex that a frame's masks describe once these have stopped changing.
+        polished: whether `solve` tries the vertex that the masks of a frame define once they do not change any more.
     """
 
     polished: bool = True
@@ -75,7 +75,7 @@ class ChambollePockState(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class PlainChambollePock(Algorithm):
-    """Chambolle-Pock as it stands (Algorithm 1).
+    """Plain Chambolle-Pock iterations (Algorithm 1).
 
     Examples:
         >>> import pdunroll, torch

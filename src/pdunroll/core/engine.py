@@ -162,8 +162,8 @@ def _segments(count: int) -> Iterator[int]:
 def flush_denormals() -> Iterator[None]:
     """Flush subnormal floats to zero in this context, on CPUs, in the calling thread.
 
-    They are a hundred times slower to compute with, and a backward pass that has decayed to them would go on with
-    them for hundreds of iterations where no mask sets them to zero.
+    Computing with them is a hundred times slower, and a backward pass that has decayed to them would continue with
+    them for hundreds of iterations if no mask sets them to zero.
     """
     before = bool(np.float32(1e-40) * np.float32(1) == 0)
     torch.set_flush_denormal(True)
@@ -181,8 +181,8 @@ SMALL = 4 << 20  # bytes: the C library keeps memory of less than this itself
 def memory(shape: tuple[int, ...], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Return an uninitialized tensor on the device of `like`, and of its dtype if none is given.
 
-    On CPUs its memory is used again when it is dead: pages fresh from the system cost up to a third of an iteration
-    that writes to them. (On GPUs, torch's allocator keeps memory already.)
+    On CPUs the memory is reused when the tensor is deleted, since new pages from the system cost up to a third of the
+    time of an iteration that writes to them. (On GPUs, torch's allocator caches memory already.)
     """
     dtype = like.dtype if dtype is None else dtype
     size = prod(shape)

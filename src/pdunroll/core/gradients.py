@@ -136,7 +136,7 @@ class Full(Taped):
 
     grad_K = sum_{l=1}^{L}  sigma delta_D^l (ybar^{l-1})^T - tau psi^l (delta_P^l)^T            (the lemma)
 
-    It keeps psi, ybar and both masks of all iterations, 5 L (m + n) bytes a frame in float32.
+    It keeps psi, ybar and both masks of all iterations, 5 L (m + n) bytes per frame in float32.
 
     Attributes:
         checkpoint_every: if given, keep only every s-th iterate, and run the s iterations between two of them a second

@@ -44,7 +44,7 @@ class Implicit(Backprop):
         polished: replace y^L by the vertex of its masks where that has the smaller duality gap (default). The result is
             then exact as soon as the masks are those of the optimum. Otherwise it is as far from the limit as y^L is.
         tolerance: if given, solve each frame to this relative duality gap instead of running L iterations.
-        max_iterations: of this solve, >= 1.
+        max_iterations: the limit of iterations of this solve, >= 1.
 
     Raises:
         InputError: for settings out of range, and for a `primal_mask` other than "active_set", which has no limit.

@@ -20,7 +20,7 @@ class LastIterations(Taped):
     grad_K = sum_{l=L-b+1}^{L}  sigma delta_D^l (ybar^{l-1})^T - tau psi^l (delta_P^l)^T
 
     It differs from `Truncated` in that every iteration has its own masks and iterates. With b >= L it is `Full`.
-    It keeps 5 b (m + n) bytes a frame in float32, whatever L.
+    It keeps 5 b (m + n) bytes per frame in float32 for any L.
 
     Sources: truncated backpropagation through time (Williams and Peng, Neural Computation 1990). Mehmood, Knoll and
     Ochs, "Understanding the Curse of Unrolling" (arXiv 2602.19733, 2026), show that leaving out the early iterations

@@ -1,4 +1,4 @@
-"""The derivative of the optimum by an iteration of its own, which runs along with Algorithm 1 (piggyback).
+"""The derivative of the optimum by an iteration that runs together with Algorithm 1 (piggyback).
 
 The sums of Algorithm 2, S_P = sum delta_P and S_D = sum delta_D, are themselves iterates. Summing (1) to (3) gives
 
@@ -7,8 +7,8 @@ The sums of Algorithm 2, S_P = sum delta_P and S_D = sum delta_D, are themselves
     Sbar_D <- S_D + theta (S_D - its value before)
 
 one adjoint step on (S_P + grad_y loss, S_D, Sbar_D): a Chambolle-Pock iteration for the adjoint problem. Its fixed
-points have Ktilde S_P = 0 and sigma Ktilde^T S_D = -mask_P grad_y loss, those of the limit theorem. They depend on the
-masks alone, and not on the masks that earlier iterations had. So the masks may follow the iterate on its way.
+points have Ktilde S_P = 0 and sigma Ktilde^T S_D = -mask_P grad_y loss, those of the limit theorem. They depend only
+on the current masks, not on those of earlier iterations, so that the masks may change with the iterate.
 
 Sources: Griewank and Faure, "Piggyback differentiation and optimization" (2003); Chambolle and Pock, "Learning
 consistent discretizations of the total variation" (SIAM J. Imaging Sci. 2021); Bogensperger, Ehrhardt, Pock, Salehi and
@@ -34,7 +34,7 @@ BLOCK = 50  # iterations with the same masks, between two checks
 
 
 class Derivative(NamedTuple):
-    """What `Piggyback.differentiate` found for B frames."""
+    """The result of `Piggyback.differentiate` for B frames."""
 
     gradient: Tensor  # of the loss with respect to K  (m, n)
     error: Tensor  # the estimated relative error of each frame's multiplier, infinite where masks still change  (B,)
@@ -43,26 +43,26 @@ class Derivative(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Piggyback(Backprop):
-    """The derivative of the optimum, iterated from the L-th iterate on along with the iterate itself.
+    """The derivative of the optimum, iterated together with y from the L-th iterate on.
 
     grad_K = sigma S_D y^T - tau psi S_P^T   with y, psi, S_P, S_D after at most `max_iterations` more iterations
 
-    Every 50 iterations the masks are taken anew. The memory depends on neither number of iterations. A frame stops
-    when its masks are those of the last check, its relative duality gap is at most `tolerance`, and so is the
-    estimated relative error of its multiplier sigma S_D (see `error_estimate`). Trivial frames (y* = 0) add nothing.
+    The masks are updated every 50 iterations. The memory does not depend on the numbers of iterations. A frame stops
+    when its masks are those of the last check and both its relative duality gap and the estimated relative error of
+    its multiplier sigma S_D (see `error_estimate`) are at most `tolerance`. Trivial frames (y* = 0) add nothing.
 
-    What is guaranteed, for theta = 1, where the optimum is a vertex at which no entry of a mask is on its border: the
-    masks are those of the vertex after finitely many iterations, and from then on S_P and S_D converge linearly, so
+    The following is guaranteed for theta = 1 if the optimum is a vertex at which no entry of a mask is on its border.
+    The masks are those of the vertex after finitely many iterations, and then S_P and S_D converge linearly, so
     that for tolerance -> 0 and max_iterations -> inf the result is -lambda (y*)^T with Ktilde^T lambda = grad_P,
     the derivative of y* applied to `grad`, the loss's gradient at y^L. For L -> inf, where y^L = y*, this is the
-    certified limit, that of `Implicit`. What is not: the masks of a stopped frame are not certified, and the estimate
-    approaches the error from below. A certificate needs the smallest singular value of Ktilde, and for that price
-    `Implicit` solves exactly.
+    certified limit, that of `Implicit`. The masks of a stopped frame are not certified, and the estimate approaches the
+    error from below. A certificate would need the smallest singular value of Ktilde, at the cost of which `Implicit`
+    solves exactly.
 
     Attributes:
         tolerance: > 0.
         max_iterations: the most iterations of a frame beyond L, >= 1, rounded up to a multiple of 50. Frames that have
-            not stopped by then contribute what they have; `differentiate` says how near each frame came.
+            not stopped by then contribute their current sums; `differentiate` returns their estimated errors.
 
     Raises:
         InputError: for settings out of range, and for a `primal_mask` other than "active_set", which has no limit.

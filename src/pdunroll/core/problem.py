@@ -2,9 +2,9 @@
 
     y_hat in argmin_y ||K y||_1   subject to   lower <= y <= upper
 
-that is F(K y) + G(y) with F = ||.||_1 and G the indicator of the box. A box says what is known of each sample. That of
-speech dequantization is ||y - x||_inf <= radius; a clipped sample lies between the level and full scale, and a missing
-one anywhere. Source: Brauer and Lorenz (EUSIPCO 2023), section "Speech dequantization".
+that is F(K y) + G(y) with F = ||.||_1 and G the indicator of the box, which bounds each sample. In dequantization the
+box is ||y - x||_inf <= radius; a clipped sample is between the clipping level and full scale, and a missing one anywhere
+in [-1, 1]. Source: Brauer and Lorenz (EUSIPCO 2023), section "Speech dequantization".
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from pdunroll.errors import InputError, require_integer, require_positive, shown
 
 @dataclass(frozen=True, eq=False)
 class Box:
-    """What is known of the samples of B frames: lower <= y <= upper, for each sample.
+    """Bounds of the samples of B frames: lower <= y <= upper for each sample.
 
-    Make one by `Box.around` or `Box.between`. `box[frames]` is the box of some of the frames.
+    Create it with `Box.around` or `Box.between`. `box[frames]` is the box of some of the frames.
 
     Attributes:
         centre: the middle of each sample's interval, (B, n).
         radius: half the width of the intervals, > 0: one number, or one for each sample, (B, n).
-        start: a point of the box where iterations begin, (B, n): the observation.
+        start: the point of the box at which iterations start, (B, n): the observation.
     """
 
     centre: Tensor
@@ -57,12 +57,12 @@ class Box:
 
     @classmethod
     def between(cls, lower: Tensor, upper: Tensor, observation: Tensor | None = None) -> Box:
-        """Return the box of the signals with lower <= y <= upper, up to rounding; no gradient is taken to the bounds.
+        """Return the box of the signals with lower <= y <= upper, up to rounding; the bounds get no gradient.
 
         Args:
-            lower: the least value of each sample, (B, n), float32 or float64.
-            upper: the largest, (B, n), above the least. Both are finite.
-            observation: x, (B, n). Iterations start from x projected to the box, by default from the box's centre.
+            lower: the lower bound of each sample, (B, n), float32 or float64, finite.
+            upper: the upper bound of each sample, (B, n), finite and above `lower`.
+            observation: x, (B, n). Iterations start at x projected to the box, by default at the centre of the box.
 
         Raises:
             InputError: for bounds that are no such tensors or not in this order.
@@ -166,7 +166,7 @@ class Dequantization:
         return (primal @ operator.T).abs().sum(dim=1)
 
     def prox_dual(self, z_dual: Tensor) -> Tensor:
-        """Return the prox of sigma F* at z_D: the projection onto {||psi||_inf <= 1}, whatever sigma."""
+        """Return the prox of sigma F* at z_D: the projection onto {||psi||_inf <= 1} for any sigma."""
         return torch.clamp(z_dual, -1.0, 1.0)
 
     def box(self, observation: Observation) -> Box:
@@ -174,11 +174,11 @@ class Dequantization:
         return observation if isinstance(observation, Box) else Box.around(observation, self.radius)  # pyright: ignore[reportArgumentType]
 
     def prox_primal(self, z_primal: Tensor, box: Box) -> Tensor:
-        """Return the prox of tau G at z_P: the projection onto the box, whatever tau."""
+        """Return the prox of tau G at z_P: the projection onto the box for any tau."""
         return box.project(z_primal)
 
     def free_masks(self, z_dual: Tensor, z_primal: Tensor, observation: Observation) -> Masks:
-        """Return which entries of psi and y no projection holds, given the arguments of both proximal operators."""
+        """Return which entries of psi and y the projections do not change, given the arguments of both."""
         return Masks(dual_mask(z_dual), active_set(self.box(observation)).of(z_primal))
 
     def interior_masks(self, primal: Tensor, dual: Tensor, observation: Observation) -> Masks:
@@ -238,7 +238,7 @@ def active_set(box: Box) -> PrimalMask:
 
 
 def released(box: Box) -> PrimalMask:
-    """Return what the authors' released code computes instead: 1 where |z_P - 2 x| <= 1, with x the start.
+    """Return the mask that the authors' released code computes instead: 1 where |z_P - 2 x| <= 1, with x the start.
 
     Its z_P has x subtracted already, the backward pass subtracts x once more and compares with 1 instead of the
     radius (`chrbraue/primal_dual_networks`, folder eusipco2023, commit 032c7bb). On speech nearly all entries are 1:

@@ -29,7 +29,7 @@ FLOAT32_ITERATIONS = 2000  # the first ones run in float32, twice as fast; gaps 
 
 
 class Solution(NamedTuple):
-    """What `solve` found for each of B frames."""
+    """The result of `solve` for B frames."""
 
     primal: Tensor  # y  (B, n), feasible
     dual: Tensor  # psi  (B, m), feasible
@@ -50,18 +50,18 @@ def solve(
 
     Args:
         operator: K, (m, n), float32 or float64.
-        observation: x, (B, n), float32 or float64 on the same device; one frame a row. Or a `Box` of its own making.
+        observation: x, (B, n), float32 or float64 on the same device, one frame per row; or a `Box`.
         radius: half a quantization step, > 0, if the observation is x: the box is x - radius <= y <= x + radius.
         tolerance: the relative duality gap to reach, > 0.
-        max_iterations: the most iterations of any frame, >= 1; a warning says how many frames they did not certify.
+        max_iterations: the limit of iterations of a frame, >= 1; a warning says how many frames were not certified.
         algorithm: `RestartedHalpern()` (default) or `PlainChambollePock()`, or an `Algorithm` of your own.
 
     Returns:
         y and psi in the dtype of `observation`, computed in float64, and the gap and the iterations of each frame.
 
     Raises:
-        InputError: for what is no dense float32 or float64 tensor, for shapes, settings or an operator out of range,
-            and for NaN or infinite samples.
+        InputError: for arguments that are not dense float32 or float64 tensors, for invalid shapes, settings or
+            operators, and for NaN or infinite samples.
 
     Examples:
         >>> import pdunroll, torch

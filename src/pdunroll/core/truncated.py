@@ -23,7 +23,7 @@ class Truncated(Backprop):
 
     grad_K = sigma (sum_t w_t delta_D^t) (y^L)^T - tau psi^L (sum_t w_t delta_P^t)^T,    w_t = (1 - d)^{t-1}
 
-    It keeps the last iterate only, whatever L, and takes one pair of outer products at the end.
+    It keeps only the last iterate and computes one pair of outer products at the end.
 
     Without a damping d (the paper's mode) all weights are 1, and the sum grows linearly in b where Ktilde has a kernel,
     as with the released mask. With d > 0 it stays bounded for theta = 1 and either mask: with frozen masks Algorithm 2

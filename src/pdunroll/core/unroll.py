@@ -67,20 +67,20 @@ def unroll(
 ) -> Tensor:
     """Return A^L(K, x), the L-th Chambolle-Pock iterate, differentiable with respect to its inputs.
 
-    A gradient reaches the operator with every strategy. It reaches `observation` and, where they are tensors, `radius`,
-    `step_ratio` and `step_scale` with those strategies that have one (docs/modes.md); others refuse it. A `Box` is a
-    constant.
+    All strategies compute the gradient with respect to the operator. Some also compute that with respect to
+    `observation` and, if they are tensors, `radius`, `step_ratio` and `step_scale` (docs/modes.md); the others raise
+    `InputError`. A `Box` gets no gradient.
 
     Args:
         operator: K, (m, n), float32 or float64, on any device.
-        observation: x, (B, n), of the same dtype and device; one frame a row. Or a `Box`, whose `start` is y^0.
+        observation: x, (B, n), of the same dtype and device, one frame per row; or a `Box`, whose `start` is y^0.
         radius: half a quantization step, > 0, if the observation is x: the box is x - radius <= y <= x + radius. A
-            number or a tensor of one.
+            number or a tensor with one element.
         iterations: L >= 1.
         backprop: the backward pass: `Full` (default), `LastIterations`, `OneStep`, `Truncated`, `Implicit`,
             `Piggyback`, or a `Backprop` of your own.
-        step_ratio: r > 0 in sigma = r c / ||K|| and tau = c / (r ||K||); a number or a tensor of one. ||K|| is a
-            constant in the gradient.
+        step_ratio: r > 0 in sigma = r c / ||K|| and tau = c / (r ||K||); a number or a tensor with one element. The
+            gradient treats ||K|| as a constant.
         step_scale: c in (0, 1), likewise. Since sigma tau ||K||_2^2 <= c^2 < 1, the iteration converges with every
             ratio and scale.
         extrapolation: theta in [0, 1].
@@ -157,7 +157,7 @@ def iterated(
 
 
 def _number(name: str, value: Any) -> Any:
-    """Return the number in a tensor of one, other values as they are."""
+    """Return the number in a tensor with one element, other values as they are."""
     if not isinstance(value, Tensor):
         return value
     require_untransformed(name, value)

@@ -1,4 +1,4 @@
-"""Modes of backpropagation beside each other: how near their gradients are to the limit and to Full, and their cost."""
+"""Comparison of modes of backpropagation: how near their gradients are to the limit and to Full, and their cost."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def compare(
         operator: K, (m, n), float32 or float64, the dtype in which the modes run.
         observation: x, (B, n), of the same dtype and device, or a `Box`.
         truth: y, (B, n), likewise.
-        modes: the strategies that are compared, by names of your choice.
+        modes: the strategies to compare, by names of your choice.
         radius: half a quantization step, > 0, if the observation is x.
         iterations: L >= 1.
-        repeats: how often each mode is timed, >= 1, after one run that is not; the fastest counts.
+        repeats: the number of timed runs of each mode, >= 1, after an untimed one; the fastest counts.
         **options: `step_ratio`, `extrapolation` and `step_norm` of `pdunroll.unroll`.
 
     Returns:
@@ -47,7 +47,7 @@ def compare(
         the limit for L -> infinity, which is exact where the optima are vertices; `full_cosine`, `full_ratio` and
         `full_error` to `Full` at the same L with the same mask; `seconds` of one forward and backward pass, and
         `kept_bytes` of the tensors that are kept between them, without K and x. Gradients are compared in float64.
-        What is not defined is NaN, as the cosine to a limit of 0 where all frames are trivial.
+        Undefined values are NaN, such as the cosine to a limit of 0 if all frames are trivial.
 
     Raises:
         InputError: for shapes, dtypes, settings or modes out of range.
@@ -123,7 +123,7 @@ def seconds(call: Callable[[], Tensor]) -> float:
 
 
 def kept_bytes(forward: Callable[[], Tensor], inputs: set[int]) -> int:
-    """Return the bytes of all tensors that a forward pass keeps for the backward pass, but for those at `inputs`."""
+    """Return the bytes of all tensors that a forward pass keeps for the backward pass, except those at `inputs`."""
     kept: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ def convergence_iterations(
         optima: rows of optima.csv.
 
     Returns:
-        N1 by operator; None where the last evaluated error is not that close.
+        N1 by operator; None if the last evaluated error is not that close.
 
     Examples:
         >>> names = {"backprop": "dct", "primal_mask": None, "step_norm": "spectral", "l_training": None, "seed": None}
@@ -52,10 +52,10 @@ def first_close(grid: Sequence[int], mse: NDArray, optimum: NDArray, share: floa
         grid: numbers of iterations, ascending.
         mse: errors, (len(grid), curves).
         optimum: errors of the optimum, (curves,).
-        share: of the optimum's error.
+        share: the share of the optimum's error.
 
     Returns:
-        Numbers of the grid, (curves,); NaN where the last error is not that close.
+        Numbers of the grid, (curves,); NaN if the last error is not that close.
     """
     close = np.abs(mse / optimum - 1) <= share
     stays = np.logical_and.accumulate(close[::-1])[::-1]

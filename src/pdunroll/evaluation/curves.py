@@ -15,8 +15,8 @@ from pdunroll.core.closed_form import Vertex, iterates_after, masks_are_final, v
 from pdunroll.core.dispatch import engine_for
 from pdunroll.core.problem import Masks, Observation
 
-FIRST_CHECK = 200  # iterations before the first check for frames that may leave the batch
-CHECK_GROWTH = 1.15  # the next check comes after this many times as many iterations
+FIRST_CHECK = 200  # iterations before the first check for frames whose rest is known
+CHECK_GROWTH = 1.15  # ratio of the numbers of iterations at successive checks
 
 
 def log_grid(iterations: int, points: int, include: Sequence[int] = ()) -> NDArray[np.int64]:
@@ -24,8 +24,8 @@ def log_grid(iterations: int, points: int, include: Sequence[int] = ()) -> NDArr
 
     Args:
         iterations: the last number; the first is 1.
-        points: how many there are at least, if there are as many whole numbers.
-        include: further numbers that the grid is to have.
+        points: their least number, unless there are fewer whole numbers.
+        include: further numbers of the grid.
 
     Examples:
         >>> from pdunroll.evaluation.curves import log_grid
@@ -50,8 +50,8 @@ def error_curve(
 ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     """Return the error of each frame after each number of iterations, and its duality gap after the last one.
 
-    The iterations are those of training: Algorithm 1 from y^0 = x, in the dtype of the frames. A frame leaves the batch
-    as soon as the rest of its iterates is known, because they are equal to the last bit or because its masks are final
+    The iterations are those of training: Algorithm 1 from y^0 = x, in the dtype of the frames. A frame is dropped from
+    the batch once its further iterates are known, because they do not change any more or because its masks are final
     (`pdunroll.core.closed_form`).
 
     Args:
@@ -84,7 +84,7 @@ def error_curve(
 
 
 class Check(NamedTuple):
-    """A batch when it is checked for frames that may leave."""
+    """A batch at a check for frames whose further iterates are known."""
 
     iterate: Iterate
     masks: Masks
@@ -114,7 +114,7 @@ class BatchCurve:
         self.errors = truth.new_empty(len(grid), len(truth))
         self.gaps = truth.new_empty(len(truth), dtype=torch.float64)
         self.active = torch.arange(len(truth), device=truth.device)  # the frames that are still iterated
-        self.place = 0  # in the grid, of the first error that is not known
+        self.place = 0  # index in the grid of the first unknown error
         self.last_check: Check | None = None
         self.vertices: dict[int, Vertex | None] = {}  # of frames whose masks have been the same at two checks or more
 
@@ -139,7 +139,7 @@ class BatchCurve:
         return self.errors, self.gaps
 
     def _drop_known_frames(self, iterate: Iterate, count: int) -> Iterate:
-        """Write the rest of the curves that are known, and return the iterate of the other frames."""
+        """Write the rest of the curves of frames for which it is known; return the iterate of the others."""
         x = self.observation[self.active]
         check = Check(iterate, self.algorithm.problem.free_masks(iterate.z_dual, iterate.z_primal, x))
         known = torch.zeros_like(self.active, dtype=torch.bool)
@@ -184,7 +184,7 @@ class BatchCurve:
 
 
 def at_rest(check: Check, last: Check) -> Tensor:
-    """Return for which frames all that the next iteration depends on is the same as at the last check, (B,)."""
+    """Return for which frames the iterate is the same as at the last check, (B,)."""
     now, before = check.iterate, last.iterate
     same = [(getattr(now, name) == getattr(before, name)).all(dim=1) for name in ("dual", "primal", "extrapolated")]
     return torch.stack(same).all(dim=0)

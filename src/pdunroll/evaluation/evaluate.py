@@ -1,13 +1,13 @@
-"""The tables of results: every trained operator's test error after every number of iterations and at the optimum.
+"""The tables of results: the test error of every trained operator along the iterations and at the optimum.
 
-evaluation.csv  one row per operator and number of iterations (DCT and no restoration too): the errors on test and on
-                validation frames
+evaluation.csv  one row per operator (also DCT and no restoration) and number of iterations: the errors on test and
+                on validation frames
 optima.csv      one row per operator: the certified optimum's error on test and on validation frames, the duality gap
                 after the last iteration, and N1, the iterations until the error stays within 1 % of the optimum's
 training.csv    one row per operator: times, steps, validation errors
-metrics.json    the end points, for `dvc metrics`
-provenance.json command, seeds, commit and data behind them, for the figures
-errors/         the errors of the single frames, reused by the next call where nothing has changed
+metrics.json    the errors after L_training iterations and at the optimum, for `dvc metrics`
+provenance.json the command, seeds, commit and data of these tables, for the figures
+errors/         the errors of each frame, reused by the next call if nothing has changed
 """
 
 from __future__ import annotations
@@ -59,19 +59,19 @@ def evaluate(
     """Evaluate trained operators, and the DCT with the step sizes of each of their norms; write the tables.
 
     Args:
-        runs: the trainings, which differ in mode, mask, norm, L and seed only.
+        runs: the trainings, which differ only in mode, mask, norm, L and seed.
         prepared: folder of the frames that they were trained on.
         outputs: folder of the tables.
-        algorithm: the one that solves for the certified optima.
-        iterations: the most iterations of the error curves.
-        points: at least so many numbers of iterations, log-spaced.
-        frames: test and validation frames, drawn with `seed`; all if None.
-        seed: of the draw.
+        algorithm: the solver for certified optima.
+        iterations: the largest number of iterations of the error curves.
+        points: the least number of log-spaced iteration counts.
+        frames: the number of test and of validation frames, drawn with `seed`; all if None.
+        seed: the seed of the draw.
         tolerance: the relative duality gap of the optima.
-        max_iterations: of `algorithm`.
-        batch_size: frames that are iterated together.
-        jobs: operators side by side, one thread each; one a core if None.
-        device: where the computation runs.
+        max_iterations: the limit of iterations of `algorithm`.
+        batch_size: the number of frames that are iterated together.
+        jobs: the number of operators in parallel, one thread each; one per core if None.
+        device: the device of the computation.
 
     Raises:
         InputError: if a training has more iterations than the curves.
@@ -85,7 +85,7 @@ def evaluate(
     chosen, truth, box = drawn(prepared, "test", frames, seed)
     validation = drawn(prepared, "validation", frames, seed)[1:]
     candidates = operators(runs)
-    # one thread an operator: side by side they are faster than one after the other on all cores
+    # parallel operators with one thread each are faster than one after the other on all cores
     work: Any = Parallel(n_jobs=jobs or -1, return_as="generator", max_nbytes=None)(
         delayed(frame_errors)(
             outputs / "errors" / f"{key.name}.npz", key, operator, (truth, box), validation, grid, chosen,
@@ -117,14 +117,14 @@ def evaluate(
 
 
 def drawn(prepared: Path, split: str, count: int | None, seed: int) -> tuple[NDArray, NDArray, Box]:
-    """Return some frames of a split: their numbers (frames,), y (frames, n), and what is known of them."""
+    """Return some frames of a split: their numbers (frames,), y (frames, n), and their box."""
     frames = load(prepared, split)
     numbers = np.sort(np.random.default_rng(seed).permutation(len(frames.truth))[:count])
     return numbers, frames.truth[numbers], frames.box(numbers)
 
 
 def operators(runs: Sequence[Run]) -> list[tuple[RunKey, NDArray, dict[str, Any]]]:
-    """Return what names an operator, K (m, n) and its step sizes: of the DCT for each norm, then of the trainings."""
+    """Return key, K (m, n) and step sizes of each operator: of the DCT for each norm, then of the trainings."""
     norms = dict.fromkeys(run.key.step_norm for run in runs)
     dct, steps = dct_operator(*runs[0].shape).numpy(), runs[0].initial_steps
     untrained = [(RunKey("dct", step_norm=norm), dct, {**steps, "step_norm": norm}) for norm in norms]
@@ -138,7 +138,7 @@ def curve(key: RunKey, grid: NDArray, test: Sequence[float], validation: Sequenc
 
 
 def write(outputs: Path, runs: Sequence[Run], rows: list[Row], optima: list[Row], test_frames: int) -> None:
-    """Write the tables and what made them."""
+    """Write the tables and their provenance."""
     write_table(outputs / "evaluation.csv", rows)
     write_table(outputs / "optima.csv", optima)
     columns = dict.fromkeys(name for run in runs for name in run.results)  # earlier versions had fewer

@@ -1,4 +1,4 @@
-"""The errors of single frames for one operator: along the iterations and at the certified optimum."""
+"""The errors of each frame for one operator, along the iterations and at the certified optimum."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ def frame_errors(
     chosen: NDArray, *, steps: Mapping[str, Any], algorithm: Algorithm, tolerance: float, max_iterations: int,
     batch_size: int, device: str,
 ) -> dict[str, NDArray]:  # fmt: skip
-    """Return the errors of each frame for one operator, from a file if they are stored in it already.
+    """Return the errors of each frame for one operator, from a file if it has them.
 
     Args:
         path: outputs/<name>/errors/<run>.npz, which is read if it has this result, and written otherwise.
-        key: what names the operator.
+        key: the key of the operator.
         operator: K, (m, n).
-        test: y of the test frames, (frames, n), an array, and their `Box`.
+        test: y of the test frames, (frames, n), and their `Box`.
         validation: y and box of the validation frames.
-        grid: numbers of iterations, ascending.
-        chosen: the numbers of the test frames in their split; they are stored with the errors.
+        grid: the numbers of iterations, ascending.
+        chosen: the numbers of the test frames in their split, which are stored with the errors.
         steps: the step sizes and the extrapolation, as arguments of `pdunroll.unroll`.
-        algorithm: the one that solves for the certified optima.
+        algorithm: the solver for certified optima.
         tolerance: the relative duality gap of the optima.
-        max_iterations: of the solver.
-        batch_size: frames that are iterated together.
-        device: where the computation runs, such as "cpu".
+        max_iterations: the limit of iterations of the solver.
+        batch_size: the number of frames that are iterated together.
+        device: the device of the computation, such as "cpu".
 
     Returns:
         errors (len(grid), frames) and gaps (frames,) of the last iterate; optimum_errors, optimum_gaps and iterations
@@ -93,7 +93,7 @@ def frame_errors(
 
 
 def _stored(path: Path, identity: str) -> dict[str, NDArray] | None:
-    """Return the result in the file, if there is one with this identity."""
+    """Return the result in a file if it has this identity."""
     if path.is_file():
         try:
             with path.open("rb") as file, np.load(file) as stored:
@@ -129,9 +129,9 @@ def metrics(rows: list[Row], optima: list[Row], observed: str) -> dict[str, Any]
     Trained operators have N1 (see `pdunroll.evaluation.convergence`), too, if the curve comes that close.
 
     Args:
-        rows: of evaluation.csv, the first one that of the frames without restoration.
+        rows: the rows of evaluation.csv, first that of the unrestored frames.
         optima: rows of optima.csv.
-        observed: what these frames are called, such as "quantized".
+        observed: the name of these frames, such as "quantized".
     """
     result: dict[str, Any] = {observed: rows[0]["mse"]}
     classical, speed = after_training_iterations(rows), by_operator(optima, "n1")

@@ -1,4 +1,4 @@
-"""Scores of restored sentences, and the sentences to listen to."""
+"""Scores of restored sentences, and audio files of some of them."""
 
 from __future__ import annotations
 
@@ -81,12 +81,12 @@ def restored(
 
     Args:
         operator: K, (m, n).
-        sentences: x as the one column (samples, 1), or x and the bounds of the true samples (samples, 3).
-        shifts: the number of grids of frames to average over.
+        sentences: x in one column (samples, 1), or x and the bounds of the true samples (samples, 3).
+        shifts: the number of shifted grids of frames to average over.
         radius: half a quantization step; None if there are bounds.
-        algorithm: as for `solve`, and so are the tolerance and max_iterations.
+        algorithm: the solver, see `pdunroll.solve`.
         tolerance: the relative duality gap.
-        max_iterations: the most iterations of a frame.
+        max_iterations: the limit of iterations of a frame.
     """
     end_with_parent()
     torch.set_num_threads(1)
@@ -111,7 +111,7 @@ def restored(
 
 
 def measures(original: NDArray, signal: NDArray, rate: int) -> dict[str, float | None]:
-    """Return the metrics of one sentence against the original, both (samples,); None where one cannot be had.
+    """Return the metrics of one sentence against the original, both (samples,); None if one is not available.
 
     sdr_db is 10 log10 of ||original||^2 / ||original - signal||^2, si_sdr_db the same after the best scaling of the
     original; PESQ (ITU-T P.862 narrow and P.862.2 wide band) and STOI come from the packages of the same names.
@@ -127,7 +127,7 @@ def measures(original: NDArray, signal: NDArray, rate: int) -> dict[str, float |
 
 
 def perceived(original: NDArray, signal: NDArray, rate: int) -> dict[str, float | None]:
-    """Return PESQ and STOI, each None without its package, or where a sentence is too short or too quiet for it."""
+    """Return PESQ and STOI; None without their packages, or for a sentence that is too short or too quiet."""
     found: dict[str, float | None] = {"pesq_nb": None, "pesq_wb": None, "stoi": None}
     if not packages_are_there():
         return found
@@ -148,7 +148,7 @@ def perceived(original: NDArray, signal: NDArray, rate: int) -> dict[str, float 
 
 @cache
 def packages_are_there() -> bool:
-    """Return whether the packages of PESQ and STOI are there; warn once if not."""
+    """Return whether the packages of PESQ and STOI are installed; warn once if not."""
     from importlib.util import find_spec
 
     there = all(map(find_spec, ("pesq", "pystoi")))
@@ -158,9 +158,9 @@ def packages_are_there() -> bool:
 
 
 def summary(rows: list[Row], seed: int, observed: str = "quantized") -> list[Row]:
-    """Return means over the sentences and the gain over the observed ones, with a 95% interval.
+    """Return means over the sentences and the gains over the observed ones, with 95% bootstrap intervals.
 
-    `observed` is the name of these in the rows. The interval comes from a bootstrap over the sentences.
+    `observed` is the name of the observed sentences in the rows. The bootstrap draws sentences.
     """
     from scipy.stats import bootstrap
 
@@ -192,7 +192,7 @@ def listen(folder: Path, signals: list[tuple[Row, list[NDArray]]], names: list[s
 
 
 def listed(folder: Path) -> set[str]:
-    """Return the names of what `listen` has written to a folder; none without its index."""
+    """Return the names of the files that `listen` has written to a folder; none if it has no index."""
     try:
         return {INDEX, *(entry["file"] for entry in read_json(folder / INDEX))}
     except (InputError, KeyError, TypeError):
@@ -214,7 +214,7 @@ def _write_sentences(partial: Path, signals: list[tuple[Row, list[NDArray]]], na
 
 
 def readable(means: list[Row]) -> str:
-    """Return mean and gain of each restoration as a table to be read."""
+    """Return the mean and the gain of each restoration as a text table."""
     columns = KEY[:-1]
     lines = ["".join(f"{column:<12}" for column in columns) + "".join(f"{metric:>18}" for metric in METRICS)]
     for key in dict.fromkeys(tuple(row[column] for column in columns) for row in means):

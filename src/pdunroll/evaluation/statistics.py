@@ -1,7 +1,7 @@
-"""Intervals by a paired bootstrap, equivalence within a margin, and answers that may stay open.
+"""Intervals by a paired bootstrap, equivalence within a margin, and verdicts that may be undecided.
 
-All quantities are arrays whose last axis is (1 + resamples): first the sample's own value, then one value for each
-resample. As every quantity is computed from the same resamples, comparisons are paired.
+All quantities are arrays whose last axis is (1 + resamples): first the value for the sample, then one value for each
+resample. Since all quantities are computed from the same resamples, comparisons are paired.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
-Verdict = bool | None  # yes, no, cannot be told
+Verdict = bool | None  # yes, no, undecided
 
 
 class Interval(NamedTuple):
@@ -27,8 +27,8 @@ class Interval(NamedTuple):
 def weights(count: int, resamples: int, rng: np.random.Generator) -> NDArray[np.float64]:
     """Return the weights (1 + resamples, count) of `count` units; each row has sum 1, the first is the sample.
 
-    Each resample draws count - 1 units with replacement (Rao and Wu 1988), so that the variance is unbiased for two or
-    three units, too. A single unit always stands for itself.
+    Each resample draws count - 1 units with replacement (Rao and Wu 1988), so that the variance is unbiased even for
+    two or three units. A single unit always has weight 1.
     """
     draws = max(count - 1, 1)
     drawn = rng.multinomial(draws, np.full(count, 1 / count), size=resamples) / draws
@@ -38,8 +38,8 @@ def weights(count: int, resamples: int, rng: np.random.Generator) -> NDArray[np.
 def means(errors: NDArray, seeds: NDArray[np.float64], frames: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return means over seeds and frames, in the sample and in each resample.
 
-    errors (seeds, points, frames); `seeds` and `frames` are `weights`, drawn independently (the pigeonhole bootstrap,
-    Owen 2007: frames are the same for all seeds). Returns (points, 1 + resamples).
+    `errors` is (seeds, points, frames), and the result (points, 1 + resamples). `seeds` and `frames` are independent
+    `weights` (the pigeonhole bootstrap, Owen 2007, as all seeds have the same frames).
     """
     total = np.zeros((errors.shape[1], len(frames)))
     for own, share in zip(errors, seeds.T, strict=True):  # one seed at a time: its intermediate arrays are the largest
@@ -56,8 +56,8 @@ def percentile(values: NDArray[np.float64], confidence: float) -> Interval:
 def simultaneous(values: NDArray[np.float64], confidence: float) -> list[Interval]:
     """Return intervals of several quantities (k, 1 + resamples) that cover all k at once with this confidence.
 
-    By the bootstrap distribution of the largest of the k deviations, each in units of its standard error. So the
-    interval picked afterwards, say the one farthest from zero, still means what it says.
+    They come from the bootstrap distribution of the largest of the k deviations, each in units of its standard error.
+    Therefore an interval that is selected afterwards, such as the one farthest from zero, is still valid.
     """
     estimate, drawn = values[:, :1], values[:, 1:]
     error = drawn.std(axis=1, ddof=1, keepdims=True)
@@ -67,13 +67,13 @@ def simultaneous(values: NDArray[np.float64], confidence: float) -> list[Interva
 
 
 def proportion(count: int, of: int, confidence: float) -> Interval:
-    """Return the Wilson interval of a share: unlike the bootstrap's, it is not empty at 0 or 1."""
+    """Return the Wilson interval of a share, which unlike that of a bootstrap is not empty at 0 or 1."""
     found = binomtest(count, of).proportion_ci(confidence, method="wilson")
     return Interval(count / of, float(found.low), float(found.high))
 
 
 def equivalent(interval: Interval, margin: float) -> Verdict:
-    """Tell whether a quantity is equivalent to zero.
+    """Return whether a quantity is equivalent to zero.
 
     Yes if the interval lies within the margin (two one-sided tests), no if it excludes zero and the estimate is not
     within the margin.
@@ -85,7 +85,7 @@ def equivalent(interval: Interval, margin: float) -> Verdict:
 
 
 def superior(interval: Interval, margin: float) -> Verdict:
-    """Tell whether a quantity is a gain.
+    """Return whether a quantity is a gain.
 
     Yes if it is significantly above zero and the estimate is not below the margin, no if a gain of the margin is ruled
     out. A quantity is never both superior and equivalent.
@@ -96,7 +96,7 @@ def superior(interval: Interval, margin: float) -> Verdict:
 
 
 def negation(answer: Verdict) -> Verdict:
-    """Return the opposite answer; what is open stays open."""
+    """Return the opposite verdict; undecided stays undecided."""
     return None if answer is None else not answer
 
 

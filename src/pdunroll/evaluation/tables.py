@@ -95,12 +95,12 @@ def read_results(folder: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:
-    """Return what made the tables of results, the provenance.json beside them."""
+    """Return the content of provenance.json: how the tables of results were made."""
     return read_json(folder / "provenance.json", kind=Origin)
 
 
 def require_whole_tables(tables: Mapping[str, list[dict[str, Any]]]) -> None:
-    """Raise `ValueError` if rows are missing or double in the tables of results that are given, evaluation first."""
+    """Raise `ValueError` if rows are missing or duplicate in the given tables of results, evaluation first."""
     curves: dict[RunKey, list[int]] = {}
     for row in tables["evaluation"]:
         curves.setdefault(RunKey.from_row(row), []).append(row["l_inference"])

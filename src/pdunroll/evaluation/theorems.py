@@ -1,9 +1,9 @@
-"""The paper's theorems, measured: where each holds, on nontrivial test frames, in float64. The tables are.
+"""Measurements of where the paper's theorems hold, on nontrivial test frames in float64; these are the tables.
 
 counts    trivial, vertex and degenerate frames among the test frames
 fidelity  gradients of Full over L and of Truncated over b against the exact limit gradient
-settling  the iteration after which a frame's masks change no more
-modes     all modes of backpropagation beside each other, at two numbers of iterations, with their cost
+settling  the iteration after which the masks of a frame do not change any more
+modes     all modes of backpropagation at two numbers of iterations, with their cost
 decay     norms in the backward recursion, counted backwards, and their distance to the kernels
 fits      c and kappa of each frame, and whether the limit theorem's assumption holds there
 """
@@ -55,13 +55,13 @@ def measure(
     """Return the tables of all theorems.
 
     Args:
-        prepared: folder of the frames.
-        operators: what is measured.
-        modes: the strategies that are compared, by their names.
-        frames: vertex frames that are measured.
-        count_frames: test frames, drawn with `seed`, among which they are the first.
+        prepared: the folder of the frames.
+        operators: the operators to measure.
+        modes: the strategies to compare, by their names.
+        frames: the number of measured frames, whose optima are vertices.
+        count_frames: the number of test frames, drawn with `seed`, of which they are the first such frames.
         iterations: the largest L and b.
-        seed: of the draw.
+        seed: the seed of the draw.
 
     Raises:
         InputError: if there are fewer nontrivial frames than are to be measured.
@@ -116,7 +116,7 @@ def measure(
 
 
 def decades(first: int, last: int, per_decade: int = 2) -> list[int]:
-    """Log-spaced whole numbers from `first` to `last`: 10, 30, 100, ... with two a decade."""
+    """Return log-spaced whole numbers from `first` to `last`: 10, 30, 100, ... with two per decade."""
     if per_decade == 2:
         values = {factor * 10**power for power in range(math.ceil(math.log10(last)) + 1) for factor in (1, 3)}
     else:
