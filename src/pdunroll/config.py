@@ -240,7 +240,7 @@ def check_settings(config: Config) -> None:
     sections = [("", config), *((f"{name}.", node) for name, node in vars(config).items() if is_dataclass(node))]
     for prefix, node in sections:
         if unknown := set(vars(node)) - {own.name for own in fields(node)}:
-            raise InputError(f"{prefix}{min(unknown)} is no setting; --help lists them")
+            raise InputError(f"{prefix}{min(unknown)} is not a setting; --help lists them")
         for own in fields(node):
             value = getattr(node, own.name)
             if "check" in own.metadata and value is not None:

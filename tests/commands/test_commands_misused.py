@@ -266,7 +266,7 @@ def test_prepare_interrupted(tmp_path, to):
     os.killpg(process.pid, signal.SIGINT) if to == "all" else process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=5)
     assert process.returncode == 130
-    assert errors == "pdunroll: interrupted; the same command goes on where it stood\n"
+    assert errors == "pdunroll: interrupted; the same command continues\n"
     assert not members(process.pid)
     assert not list(tmp_path.rglob("*.npz"))
 

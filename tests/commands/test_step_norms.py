@@ -120,7 +120,7 @@ def test_other_training_code_is_said_and_evaluated_all_the_same(folder, call):
     assert done.status == 0, done.err
     assert [row["product"] for row in read_table(folder / "outputs/smoke/training.csv", "")].count(None) == 1
     said = done.out + done.err
-    assert f"1 of 4 trainings in multirun/smoke were made by other code of pdunroll, {FROBENIUS} the first" in said
+    assert f"1 of 4 trainings in multirun/smoke were made by another version of pdunroll, {FROBENIUS} the first" in said
     assert "python -m pdunroll train -m experiment=smoke retrain=true` trains them again" in said
     names = json.loads((folder / "outputs/smoke/metrics.json").read_text())
     assert set(SMOKE_RUNS) < set(names)

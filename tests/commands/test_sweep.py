@@ -109,7 +109,7 @@ def test_an_interrupt_ends_at_once_and_the_same_command_goes_on(prepared, mode):
     rest = process.communicate()[0]
     assert time.monotonic() - start < 2.0
     assert process.returncode == 130, "".join(lines) + rest
-    assert rest.count("pdunroll: interrupted; the same command goes on where it stood") == 1
+    assert rest.count("pdunroll: interrupted; the same command continues") == 1
     assert "Traceback" not in rest
     done = command("train", *arguments, "experiment=smoke", "tracking=off", cwd=prepared)
     assert done.returncode == 0

@@ -96,7 +96,7 @@ def test_clipped_on_one_side_only():
 
 
 def test_the_level_can_be_said(declipped, tmp_path):
-    with pytest.raises(InputError, match=r"in\.wav does not clip: .* say by --level"):
+    with pytest.raises(InputError, match=r"in\.wav does not clip: .* by --level"):
         declipped(0.9 * LOUD)
     x, y = declipped(0.9 * LOUD, level=0.6)
     assert (np.abs(x[x != y]) >= 0.6).all()

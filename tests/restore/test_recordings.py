@@ -57,7 +57,7 @@ def test_one_bit_is_said_to_come_out_as_silence(restored, capsys):
     x = np.stack([0 * WAVE, pdunroll.quantize(WAVE, 1), pdunroll.quantize(WAVE, 4)], axis=1)
     assert (restored(x)[:, :2] == 0).all()
     notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note:")]
-    assert notes == ["note: every cell of channel 2 holds 0, the sparsest signal: it comes out as silence"]
+    assert notes == ["note: every cell of channel 2 contains 0, so that the result is silence"]
     restored(pdunroll.quantize(WAVE, 2))
     assert "note:" not in capsys.readouterr().out
 

@@ -70,7 +70,7 @@ def require_machine(trainer: Trainer) -> None:
         if not torch.cuda.is_available():
             raise InputError("trainer=gpu needs a GPU, and torch finds none that it can use; take trainer=cpu")
     if trainer.usable_threads < trainer.threads:
-        log.warning("trainer.threads=%d: %d are used, one a core", trainer.threads, trainer.usable_threads)
+        log.warning("trainer.threads=%d: %d are used, one per core", trainer.threads, trainer.usable_threads)
 
 
 def build(node: Any) -> Any:

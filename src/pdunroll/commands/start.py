@@ -49,7 +49,7 @@ def one_line_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         end_children()
         if multiprocessing.parent_process() is None:
-            print("pdunroll: interrupted; the same command goes on where it stood", file=sys.stderr, flush=True)
+            print("pdunroll: interrupted; the same command continues", file=sys.stderr, flush=True)
         os._exit(130)  # without waiting for threads
     except Exception as error:
         if (line := _explained(error)) is None:

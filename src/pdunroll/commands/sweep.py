@@ -98,12 +98,12 @@ def jobs_of(config: DictConfig) -> dict[Path, Config]:
         jobs[folder] = own_settings
     if not jobs:
         empty = next((part for part in swept if part.endswith("=")), " ".join(plain["overrides"]["task"]))
-        raise InputError(f"the sweep has no training ({empty}); give each swept setting one value at least")
+        raise InputError(f"the sweep has no training ({empty}); give each swept setting at least one value")
     return jobs
 
 
 def require_jobs(number: object) -> int:
     """Return the number of parallel trainings, as n_jobs of joblib (-1: one per core)."""
     if isinstance(number, bool) or not isinstance(number, int) or number == 0:
-        raise InputError(f"hydra.launcher.n_jobs must be an integer other than 0 (-1 for one a core), got {number!r}")
+        raise InputError(f"hydra.launcher.n_jobs must be an integer other than 0 (-1 for one per core), got {number!r}")
     return number

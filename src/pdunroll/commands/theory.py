@@ -38,7 +38,7 @@ def main(config: Config) -> None:
     for name in options.runs:
         folder = Path(config.evaluation.runs) / name
         if not folder.is_dir():
-            raise InputError(f"theory.runs: {folder} is no training; name folders of {config.evaluation.runs}")
+            raise InputError(f"theory.runs: {folder} is not a training; name folders of {config.evaluation.runs}")
         runs.append(Run(folder, read_record(folder / RECORD)))
     common = (runs or [Run(config.outputs, {"settings": config.scientific})])[0]
     dct = dct_operator(*common.shape, dtype=torch.float64)

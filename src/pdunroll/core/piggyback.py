@@ -88,7 +88,7 @@ class Piggyback(Backprop):
             raise InputError(f"Piggyback needs primal_mask=active_set, got {self.primal_mask!r}: others have no limit")
 
     def forward(self, engine: Engine, K: Tensor, x: Observation, iterations: int) -> tuple[Tensor, tuple[Any, ...]]:
-        """Return y^L, (B, n), and x or its box, psi^L, y^L and ybar^L, from which the iteration goes on."""
+        """Return y^L, (B, n), and x or its box, psi^L, y^L and ybar^L, from which the iteration continues."""
         last = engine.iterate(K, x, iterations)
         return last.primal, (x, last.dual, last.primal, last.extrapolated)
 

@@ -3,8 +3,8 @@
     y_hat in argmin_y ||K y||_1   subject to   lower <= y <= upper
 
 that is F(K y) + G(y) with F = ||.||_1 and G the indicator of the box, which bounds each sample. In dequantization the
-box is ||y - x||_inf <= radius; a clipped sample is between the clipping level and full scale, and a missing one anywhere
-in [-1, 1]. Source: Brauer and Lorenz (EUSIPCO 2023), section "Speech dequantization".
+box is ||y - x||_inf <= radius; a clipped sample is between the clipping level and full scale, and a missing one is
+anywhere in [-1, 1]. Source: Brauer and Lorenz (EUSIPCO 2023), section "Speech dequantization".
 """
 
 from __future__ import annotations

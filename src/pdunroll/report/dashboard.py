@@ -214,6 +214,6 @@ def save(name: str, tracking: Tracking, contents: Contents, known: Row) -> Row:
             workspace._internal_id, workspace._internal_name = known["workspace"]["id"], known["workspace"]["name"]
         workspace.save()
     except (Error, requests.RequestException, ValueError) as error:
-        raise InputError(f"Weights & Biases did not take the dashboard ({' '.join(str(error).split())})") from None
+        raise InputError(f"Weights & Biases rejected the dashboard ({' '.join(str(error).split())})") from None
     own = {"id": workspace._internal_id, "name": workspace._internal_name, "url": workspace.url}
     return {"place": place, "workspace": own}

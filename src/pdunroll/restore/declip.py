@@ -83,7 +83,7 @@ def declip_file(
     if not any(own.clips for own in levels):
         raise InputError(
             f"{path} does not clip: its extreme value is not that of {RUN} samples in a row, {RUNS} times; "
-            "say by --level where it does"
+            "give the clipping level by --level"
         )
     truth = None if reference is None else recordings.scan(reference)
     if truth is not None:

@@ -88,7 +88,7 @@ def scan(path: Path) -> Recording:
     if read != found.samples:
         raise InputError(f"{path} is damaged, it has {read} of {found.samples} samples; replace it")
     if read == 0:
-        raise InputError(f"{path} is empty; give a recording of one sample at least")
+        raise InputError(f"{path} is empty; give a recording of at least one sample")
     if not peaks.any():
         raise InputError(f"{path} is silent; there is nothing to restore")
     for peak in peaks[peaks > 0]:
@@ -141,7 +141,7 @@ def cells(recording: Recording, bits: int | None) -> list[Grid]:
             count = len(values) or f"more than {MAX_LEVELS}"
             raise InputError(
                 f"{recording.path}: channel {channel + 1} has no evenly spaced levels of 12 bits or less ({count} "
-                "different values); say by --bits N that it was quantized to N bits on [-1, 1]"
+                "different values); give --bits N if it was quantized to N bits on [-1, 1]"
             )
         found[channel] = grid
     return [grid for grid in found if grid is not None]

@@ -124,7 +124,7 @@ def print_cells(recording: Recording, grids: list[Grid]) -> None:
         print(f"note: with more than {FEW_LEVELS} levels the result may be further from the truth than the recording")
     for number, grid in enumerate(grids, start=1):
         if grid.kind != "silent" and grid.zero_is_everywhere:
-            print(f"note: every cell of channel {number} holds 0, the sparsest signal: it comes out as silence")
+            print(f"note: every cell of channel {number} contains 0, so that the result is silence")
 
 
 def check_output(output: Path, inputs: tuple[Path | None, ...], suffixes: tuple[str, ...]) -> None:
@@ -134,7 +134,7 @@ def check_output(output: Path, inputs: tuple[Path | None, ...], suffixes: tuple[
     if output.is_dir() or not output.parent.is_dir():
         raise InputError(f"{output} must be a file in an existing folder")
     if any(path is not None and os.path.realpath(output) == os.path.realpath(path) for path in inputs):
-        raise InputError(f"{output} is an input, too; give the output another name")
+        raise InputError(f"{output} is also an input; give the output another name")
 
 
 def origin(provenance: dict[str, Any], rate: int) -> str:

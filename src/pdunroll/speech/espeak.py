@@ -111,7 +111,7 @@ def _speak_here(seconds: dict[str, float], seed: int) -> tuple[int, dict[str, li
             library.espeak_Synth(text, ctypes.c_size_t(len(text)), 0, 0, 0, _UTF8, None, None)
             library.espeak_Synchronize()
             if not heard:
-                raise InputError(f"espeak-ng said nothing with voice {voice!r}; choose another one")
+                raise InputError(f"espeak-ng produced no speech with voice {voice!r}; choose another one")
             speech[voice].append(np.concatenate(heard))
             spoken += len(speech[voice][-1])
     library.espeak_Terminate()

@@ -126,7 +126,7 @@ def _cut(recordings: Iterable[Recording], frame_length: int, degradation: Degrad
         splits[recording.split].append((entry, frames, codes))
     for split, files in splits.items():
         if not files:
-            raise InputError(f"the data source gave no recordings for {split}; each split needs one at least")
+            raise InputError(f"the data source gave no recordings for {split}; each split needs at least one")
     return splits
 
 

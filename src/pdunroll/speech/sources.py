@@ -221,7 +221,7 @@ def read_audio(path: Path) -> NDArray:
     import soundfile
 
     if not path.is_file():  # reading from a pipe might block
-        raise InputError(f"{path} is no file; rename or remove it")
+        raise InputError(f"{path} is not a regular file; rename or remove it")
     try:
         require_whole(path)
         name = file_name(path)

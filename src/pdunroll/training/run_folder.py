@@ -251,7 +251,7 @@ def finished_runs(folder: Path, data: str, name: str, given: Mapping[str, Any] |
         run = Run(path.parent, read_record(path))
         if run.record["status"] != "finished":
             what = "is not finished" if run.record["status"] == "training" else "has failed"
-            log.warning("%s %s and is left out; `%s` goes on with it", run.folder, what, again)
+            log.warning("%s %s and is left out; `%s` continues it", run.folder, what, again)
             continue
         if other := _contradiction(run.settings, given or {}) or _differing(run, (found or [run])[0], data):
             raise InputError(f"{run.folder} was trained with {other}; run `{again}` again, or remove it")
@@ -262,7 +262,7 @@ def finished_runs(folder: Path, data: str, name: str, given: Mapping[str, Any] |
         raise InputError(f"{folder} holds no finished training; run `{again}` first")
     if older:
         log.warning(
-            "%d of %d trainings in %s were made by other code of pdunroll, %s the first; "
+            "%d of %d trainings in %s were made by another version of pdunroll, %s the first; "
             "`%s retrain=true` trains them again", len(older), len(found), folder, older[0], again,
         )  # fmt: skip
     return sorted(found, key=lambda run: run.key.order)
@@ -324,10 +324,10 @@ def read_operator(folder: Path, shape: tuple[int, int] | None = None) -> NDArray
     path = folder / OPERATOR
     operator = read_array(path)
     if not isinstance(operator, np.ndarray):
-        raise InputError(f"{path} is no single array; remove {folder} and train again")
+        raise InputError(f"{path} is not a single array; remove {folder} and train again")
     shape = shape or operator.shape
     if operator.shape == shape and not (np.isfinite(operator).all() and operator.any()):
-        raise InputError(f"{path} holds zeros alone, or NaN or infinite entries; remove {folder} and train again")
+        raise InputError(f"{path} holds only zeros, or NaN or infinite entries; remove {folder} and train again")
     if operator.shape != shape or operator.dtype != np.float32:
         raise InputError(
             f"{path} holds a {operator.dtype} array of shape {operator.shape}, not float32 {shape}; "
