@@ -318,7 +318,7 @@ def test_only_a_changed_strategy_of_ones_own_trains_again_by_itself(project):
     replace(project / "src/pdunroll/core/gradients.py", "import torch\n", "import cmath\nimport torch\n")
     names, printed = trained()
     assert names == set()
-    assert "2 finished trainings were made by another version of pdunroll and are kept: " in printed
+    assert "2 finished trainings by another version of pdunroll are kept: " in printed
     assert trained("retrain=true")[0] == {"full", "mine"}
     assert trained("retrain=true")[0] == set()
 

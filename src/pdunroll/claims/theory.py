@@ -45,7 +45,7 @@ def assumption(case: Case) -> Finding:
     settling = case.theory["settling"] if case.setting.primal_mask == "active_set" else []
     unsettled = {(row["operator"], row["frame"]) for row in settling if row["settled_after"] > row["of"] / 2}
     intervals, parts = [], []
-    for operator, rows in by_operator(case.theory["fits"]).items():
+    for operator, rows in rows_by_operator(case.theory["fits"]).items():
         decaying = sum(row["holds"] for row in rows)
         stuck = sum(
             not row["holds"]
@@ -72,7 +72,7 @@ def assumption(case: Case) -> Finding:
 def limit_reached(case: Case) -> Finding:
     """Judge whether full is near the limit at the largest L, or no nearer than a gradient of zero."""
     last, parts = [], []
-    for operator, rows in by_operator(of_mode(case, "full")).items():
+    for operator, rows in rows_by_operator(of_mode(case, "full")).items():
         first, end = (pick(rows, key=lambda row: row["l"]) for pick in (min, max))
         last.append(end["limit_error"])
         parts.append(
@@ -119,7 +119,7 @@ def masks_settle(case: Case) -> Finding:
     if case.setting.primal_mask != "active_set":
         return Finding(None, None, "Settling is measured for the active_set mask only.")
     intervals, parts = [], []
-    for operator, rows in by_operator(case.theory["settling"]).items():
+    for operator, rows in rows_by_operator(case.theory["settling"]).items():
         count = sum(row["settled_after"] <= row["of"] / 2 for row in rows)
         intervals.append(proportion(count, len(rows), case.thresholds.confidence))
         middle = median(row["settled_after"] for row in rows)
@@ -142,7 +142,7 @@ def kernels(case: Case) -> Finding:
     """
     left, parts = [], []
     distances = [row for row in case.theory["decay"] if row["quantity"] == "kernel_distance"]
-    for operator, rows in by_operator(distances).items():
+    for operator, rows in rows_by_operator(distances).items():
         first, last = (pick(rows, key=lambda row: row["count"]) for pick in (min, max))
         scale = (
             first["median"] or first["p90"] or 1.0
@@ -159,7 +159,7 @@ def of_mode(case: Case, mode: str) -> list[Row]:
     return [row for row in case.theory["fidelity"] if row["backprop"] == mode]
 
 
-def by_operator(rows: list[Row]) -> dict[str, list[Row]]:
+def rows_by_operator(rows: list[Row]) -> dict[str, list[Row]]:
     """Return the rows of each operator."""
     found: dict[str, list[Row]] = {}
     for row in rows:

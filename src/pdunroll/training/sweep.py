@@ -79,7 +79,7 @@ def announce(folder: Path, runs: Sequence[RunFolder], *, side_by_side: int, retr
     older = [run.folder.name for run in runs if run.finished and not run.current]
     if older and not retrain:
         log.warning(
-            "%d finished trainings were made by another version of pdunroll and are kept: %s; retrain=true trains them again",
+            "%d finished trainings by another version of pdunroll are kept: %s; retrain=true trains them again",
             len(older), ", ".join(older),
         )  # fmt: skip
     left = [run for run in runs if not run.done(retrain=retrain)]
