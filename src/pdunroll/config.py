@@ -154,6 +154,7 @@ class Figures:
     l_training: list[int] | None = None  # curves of the interpretability figure; all if null
     step_norms: list[str] | None = None  # panels of the two figures of the paper; all that were trained if null
     regime_borders: list[float] = field(default_factory=lambda: [35.0, 150.0])  # in L, between the paper's regimes
+    runtime: bool = True  # bars of the seconds that trainings took, which mean nothing on a machine that was busy
 
 
 @dataclass
