@@ -155,6 +155,7 @@ class Figures:
     l_training: list[int] | None = None  # L whose curves the interpretability figure shows; null: all
     step_norms: list[str] | None = None  # norms that the paper's two figures show; null: all that were trained
     regime_borders: list[float] = field(default_factory=lambda: [35.0, 150.0])  # L between the paper's regimes
+    runtime: bool = True  # show bars of training times in Figure 3; false if the machine was busy
 
 
 @dataclass

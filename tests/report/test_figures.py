@@ -178,6 +178,9 @@ def test_regimes_shows_the_runtime_as_bars():
         assert ax.get_ylim()[1] > max(seconds(name, "full", 200, 1) for name in MASKS)
         assert ax.get_ylim() == behind[0].get_ylim()
     assert "runtime" in behind[-1].get_ylabel()
+    assert all(ax.get_visible() for ax in behind)
+    without = regimes(*tables(), [35.0, 150.0], runtime=False)
+    assert [ax.get_visible() for ax in without.axes] == [True, True, False, False]
 
 
 @pytest.mark.parametrize(
@@ -484,6 +487,14 @@ def test_legends_name_each_curve_once():
         names = [text.get_text() for text in legend.get_texts()]
         assert len(set(names)) == len(names)
         assert set(names) == set(figure.axes[0].get_legend_handles_labels()[1])
+
+
+def test_legends_name_what_one_panel_alone_has():
+    evaluation, optima, training = (
+        [row for row in rows if (row["primal_mask"], row["backprop"]) != (MASKS[0], "truncated")] for rows in tables()
+    )
+    figure = regimes(evaluation, optima, training, [35.0])
+    assert any("truncated" in text.get_text() for text in figure.legends[0].get_texts())
 
 
 def test_summary_lists_all_cells():

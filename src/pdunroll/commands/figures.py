@@ -16,5 +16,6 @@ def main(config: Config) -> None:
         regime_borders=options.regime_borders,
         l_training=options.l_training,
         step_norms=options.step_norms,
+        runtime=options.runtime,
     )
     print(*lines, sep="\n")

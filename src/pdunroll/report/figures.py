@@ -25,6 +25,7 @@ from pdunroll.report.goal import goal
 from pdunroll.report.panels import (
     finish_curves,
     label_errors,
+    labels_of,
     modes,
     of_setting,
     over_seeds,
@@ -51,6 +52,7 @@ def draw(
     regime_borders: Sequence[float],
     l_training: Sequence[int] | None,
     step_norms: list[str] | None = None,
+    runtime: bool = True,
 ) -> list[str]:
     """Draw the figures of the tables in `folder`, outputs/<name>/; return the lines of results.txt.
 
@@ -59,6 +61,7 @@ def draw(
         regime_borders: the borders of the regimes, in L.
         l_training: the L whose curves Figure 4 shows; all if None.
         step_norms: the norms whose trainings are shown; all if None.
+        runtime: whether Figure 3 has bars of the seconds that trainings took.
 
     Raises:
         InputError: naming the invalid table, or the setting if there is no training with a norm of `step_norms`.
@@ -74,7 +77,7 @@ def draw(
         )
     set_style()
     shown = [row for row in evaluation if row["step_norm"] in (*(step_norms or norms), None)]
-    options = {"regime_borders": regime_borders, "l_training": l_training, "observed": observed}
+    options = {"regime_borders": regime_borders, "l_training": l_training, "observed": observed, "runtime": runtime}
     drawings = registry.drawn_by("figures")
     for drawing in drawings:
         given = tables if drawing.every_norm else {**tables, "evaluation": shown}
@@ -102,10 +105,12 @@ def footnote(provenance: dict[str, Any]) -> str:
     "figures/regimes",
     "Test error, and training time, against the number of iterations in training",
     tables=("evaluation", "optima", "training"),
-    options=("regime_borders",),
+    options=("regime_borders", "runtime"),
 )
-def regimes(evaluation: list[Row], optima: list[Row], training: list[Row], regime_borders: Sequence[float]) -> Figure:
-    """Draw Figure 3: test MSE and runtime against L in training.
+def regimes(
+    evaluation: list[Row], optima: list[Row], training: list[Row], regime_borders: Sequence[float], runtime: bool = True
+) -> Figure:
+    """Draw Figure 3: test MSE and, as bars, runtime against L in training.
 
     The error of classical inference is dashed, that at the certified optimum solid.
     """
@@ -116,11 +121,12 @@ def regimes(evaluation: list[Row], optima: list[Row], training: list[Row], regim
     figure, axes = panels(names, 4.4, 1.5)
     runtime_axes: list[Axes] = []
     for ax, name in zip(axes, names, strict=True):
-        runtime = ax.twinx()
-        runtime_axes.append(runtime)
-        ax.set_zorder(runtime.get_zorder() + 1)  # curves above the bars
+        bars = ax.twinx()
+        runtime_axes.append(bars)
+        bars.set_visible(runtime)
+        ax.set_zorder(bars.get_zorder() + 1)  # curves above the bars
         ax.patch.set_visible(False)
-        runtime.grid(False)
+        bars.grid(False)
         own = modes(of_setting(rows, name))
         for number, mode in enumerate(own):
             look = style(mode, number)
@@ -137,7 +143,7 @@ def regimes(evaluation: list[Row], optima: list[Row], training: list[Row], regim
                 )  # fmt: skip
             times = over_seeds(pick(training, name, mode), "l_training", "seconds")["mean"]
             width = 0.7 / len(own)
-            runtime.bar(
+            bars.bar(
                 [position[depth] + (number - (len(own) - 1) / 2) * width for depth in times.index], times, width,
                 color=look["color"], alpha=0.22, hatch="//" if number else None, edgecolor=look["color"], linewidth=0,
             )  # fmt: skip
@@ -153,9 +159,7 @@ def regimes(evaluation: list[Row], optima: list[Row], training: list[Row], regim
         ax.set_ylim(0, top)
         ax.tick_params(labelsize=8)
     runtime_axes[-1].set_ylabel("runtime of training, s (bars)")
-    figure.legend(
-        *axes[0].get_legend_handles_labels(), loc="outside lower center", borderaxespad=1.8, ncols=3, fontsize=8
-    )
+    figure.legend(*labels_of(axes), loc="outside lower center", borderaxespad=1.8, ncols=3, fontsize=8)
     figure.suptitle("Regimes: classical inference (L iterations) and optimality inference (certified optimum)")
     return figure
 

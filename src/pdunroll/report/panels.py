@@ -77,10 +77,17 @@ def label_errors(ax: Axes) -> None:
     ax.yaxis.set_major_formatter(FuncFormatter(lambda mse, _: f"{1e3 * mse:.4g}"))
 
 
+def labels_of(axes: list[Axes]) -> tuple[list[Any], list[str]]:
+    """Return handles and labels of a legend for all panels, each label once."""
+    found = {}
+    for ax in axes:
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    return [*found.values()], [*found]
+
+
 def finish_curves(figure: Figure, axes: list[Axes]) -> None:
-    """Label the common error axis and put the first panel's legend below the figure; call this last."""
+    """Label the common error axis and put the legend of all panels below the figure; call this last."""
     for ax in axes:
         label_errors(ax)
-    figure.legend(
-        *axes[0].get_legend_handles_labels(), loc="outside lower center", borderaxespad=1.8, ncols=4, fontsize=8
-    )
+    figure.legend(*labels_of(axes), loc="outside lower center", borderaxespad=1.8, ncols=4, fontsize=8)
