@@ -127,26 +127,8 @@ def regimes(
         ax.set_zorder(bars.get_zorder() + 1)  # curves above the bars
         ax.patch.set_visible(False)
         bars.grid(False)
-        own = modes(of_setting(rows, name))
-        for number, mode in enumerate(own):
-            look = style(mode, number)
-            after_l = [row for row in pick(rows, name, mode) if row["l_inference"] == row["l_training"]]
-            kinds = (
-                ("classical", "--", "none", over_seeds(after_l, "l_training", "mse")),
-                ("optimality", "-", look["color"], over_seeds(pick(optima, name, mode), "l_training", "optimum_mse")),
-            )
-            for kind, line, face, values in kinds:
-                ax.errorbar(
-                    [position[depth] for depth in values.index], values["mean"],
-                    yerr=[values["mean"] - values["min"], values["max"] - values["mean"]], linestyle=line,
-                    markersize=5, markerfacecolor=face, capsize=2, label=f"{mode.label}, {kind}", **look,
-                )  # fmt: skip
-            times = over_seeds(pick(training, name, mode), "l_training", "seconds")["mean"]
-            width = 0.7 / len(own)
-            bars.bar(
-                [position[depth] + (number - (len(own) - 1) / 2) * width for depth in times.index], times, width,
-                color=look["color"], alpha=0.22, hatch="//" if number else None, edgecolor=look["color"], linewidth=0,
-            )  # fmt: skip
+        draw_errors(ax, rows, optima, name, position)
+        draw_times(bars, training, name, position)
         line_without_training(ax, optima)
         mark_regimes(ax, depths, regime_borders)
         ax.set_title("\n".join(name.titles), pad=20)
@@ -162,6 +144,36 @@ def regimes(
     figure.legend(*labels_of(axes), loc="outside lower center", borderaxespad=1.8, ncols=3, fontsize=8)
     figure.suptitle("Regimes: classical inference (L iterations) and optimality inference (certified optimum)")
     return figure
+
+
+def draw_errors(ax: Axes, rows: list[Row], optima: list[Row], name: Setting, position: dict[int, int]) -> None:
+    """Draw the errors of a setting's modes against L: means over the seeds, with bars from least to largest."""
+    for number, mode in enumerate(modes(of_setting(rows, name))):
+        look = style(mode, number)
+        after_l = [row for row in pick(rows, name, mode) if row["l_inference"] == row["l_training"]]
+        kinds = (
+            ("classical", "--", "none", over_seeds(after_l, "l_training", "mse")),
+            ("optimality", "-", look["color"], over_seeds(pick(optima, name, mode), "l_training", "optimum_mse")),
+        )
+        for kind, line, face, values in kinds:
+            ax.errorbar(
+                [position[depth] for depth in values.index], values["mean"],
+                yerr=[values["mean"] - values["min"], values["max"] - values["mean"]], linestyle=line,
+                markersize=5, markerfacecolor=face, capsize=2, label=f"{mode.label}, {kind}", **look,
+            )  # fmt: skip
+
+
+def draw_times(ax: Axes, training: list[Row], name: Setting, position: dict[int, int]) -> None:
+    """Draw the training times of a setting's modes against L as bars beside each other."""
+    own = modes(of_setting(training, name))
+    width = 0.7 / len(own)
+    for number, mode in enumerate(own):
+        look = style(mode, number)
+        times = over_seeds(pick(training, name, mode), "l_training", "seconds")["mean"]
+        ax.bar(
+            [position[depth] + (number - (len(own) - 1) / 2) * width for depth in times.index], times, width,
+            color=look["color"], alpha=0.22, hatch="//" if number else None, edgecolor=look["color"], linewidth=0,
+        )  # fmt: skip
 
 
 def line_without_training(ax: Axes, optima: list[Row]) -> None:
