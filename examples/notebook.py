@@ -14,8 +14,8 @@
 # # A first look, in a minute
 #
 # This notebook trains an operator on four minutes of synthetic speech and shows what the paper is about: the learned
-# operator, the rise of the error after the number of training iterations (the "bump"), the gradients of the modes
-# and their limit, and a restored sentence. It is the script `examples/notebook.py`, which Jupyter opens by means of jupytext.
+# operator, the rise of the error after the training iterations (the "bump"), the gradients of the modes and their
+# limit, and a restored sentence. It is the script `examples/notebook.py`, which Jupyter opens by means of jupytext.
 
 # %%
 import tempfile
@@ -39,8 +39,8 @@ plt.rcParams.update({"axes.grid": True, "grid.alpha": 0.25, "figure.dpi": 110})
 # %% [markdown]
 # ## Speech
 #
-# espeak-ng synthesizes sentences; no voice is in two splits. Every file is scaled to peak 1, cut into frames of 320 samples
-# (20 ms) and quantized to 4 bits: `y` is the ground truth, `x` the observation, and `|y - x| <= 1/16`.
+# espeak-ng synthesizes sentences; no voice is in two splits. Every file is scaled to peak 1, cut into frames of 320
+# samples (20 ms) and quantized to 4 bits: `y` is the ground truth, `x` the observation, and `|y - x| <= 1/16`.
 
 # %%
 BITS, RADIUS = 4, 1 / 16

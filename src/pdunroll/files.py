@@ -62,13 +62,8 @@ def _naming(error: OSError, path: Path, temporary: Path) -> OSError:
 def replaced(folder: Path, setting: str, ours: Callable[[Path], set[str]]) -> Iterator[Path]:
     """Yield an empty folder to write to, and replace `folder` by it unless an exception is raised.
 
-    Args:
-        folder: the folder to replace.
-        setting: the name of its setting, for the error message.
-        ours: returns the names of the files in a folder that this command has written.
-
-    Raises:
-        InputError: if `folder` holds anything else.
+    `ours` returns the names of the files in a folder that this command has written. Raises `InputError` naming
+    `setting` if `folder` holds anything else.
     """
     target = folder.resolve()
     refuse_foreign(folder, setting, ours)
@@ -148,15 +143,9 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path, keys: Sequence[str] = (), kind: Any = None) -> Any:
-    """Return the content of a JSON file.
+    """Return the content of a JSON file, which must have `keys` and the type `kind` (checked by pydantic, if given).
 
-    Args:
-        path: the file.
-        keys: keys that the content must have.
-        kind: the type of the content for pydantic, if it is to be checked.
-
-    Raises:
-        InputError: naming the file if it is missing or damaged.
+    Raises `InputError` naming the file if it is missing or damaged.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -209,14 +198,8 @@ def read_table(
 ) -> list[dict[str, Any]]:
     """Return the rows of a CSV file, numbers as int or float, empty cells as None.
 
-    Args:
-        path: the file.
-        made_by: the command that makes it, for the error message.
-        columns: columns that it must have.
-        numbers: columns in which every row must have a number.
-
-    Raises:
-        InputError: if the file is missing, damaged or empty, or lacks these columns or numbers.
+    Raises `InputError` naming the command `made_by` if the file is missing, damaged or empty, or lacks one of `columns`
+    or a number in one of the columns `numbers`.
     """
     again = f"make it again with `{made_by}`"
     if not path.is_file():

@@ -271,8 +271,7 @@ def described(strategy: Backprop | Objective) -> dict[str, Any]:
 def rebuilt(description: dict[str, Any], base: type[Described] = Backprop) -> Described:
     """Return the strategy or objective that `described` described; its class must have been imported.
 
-    Raises:
-        InputError: if there is no such class.
+    Raises `InputError` if there is no such class.
     """
     kinds, waiting = {}, [base]
     while waiting:

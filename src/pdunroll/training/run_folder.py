@@ -48,8 +48,7 @@ STEPS = "step_ratio", "step_scale"  # results of a training that learned its ste
 def identify(settings: dict[str, Any], prepared: Path) -> dict[str, Any]:
     """Return what identifies a training: its scientific settings, and digests of the data and the code.
 
-    Raises:
-        InputError: if the frames in `prepared` were made with other settings.
+    Raises `InputError` if the frames in `prepared` were made with other settings.
     """
     manifest = read_manifest(prepared)
     for key in ("frame_length", "bits", "level", "missing"):

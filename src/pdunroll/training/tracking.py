@@ -52,10 +52,7 @@ def tracked(
 
     At the end, earlier offline runs in the folder are removed, so that `wandb sync` finds one run, unless the new run
     fails before anything is logged to it. Online, a run with the same `identity` is replaced. `step` is the metric on
-    the x-axis of the others.
-
-    Raises:
-        InputError: if a login is missing or the run cannot be opened.
+    the x-axis of the others. Raises `InputError` if a login is missing or the run cannot be opened.
     """
     older = list((folder / "wandb").glob("offline-run-*"))
     if tracking.mode == "disabled":
