@@ -28,8 +28,8 @@ class PerceptuallyWeighted(Objective):
 
     Attributes:
         order: of the prediction; 16 for speech at 16 kHz.
-        near: g1, between `far` and 1: how far the weight falls near formants.
-        far: g2, from 0 on: how wide the formants are in the weight.
+        near: g1, from g2 to 1. The nearer to 1, the less errors near formants count.
+        far: g2, from 0 to g1. The nearer to g1, the more all frequencies count alike.
     """
 
     order: int = 16
