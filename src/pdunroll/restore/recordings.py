@@ -186,7 +186,7 @@ def storable(samples: NDArray, grids: list[Grid], restored: NDArray, subtype: st
     lower, upper = (
         np.minimum(centre - radius, samples),
         np.maximum(centre + radius, samples),
-    )  # up to rounding in a file
+    )  # but for rounding
     if subtype == "PCM_24":
         codes = np.rint(restored * 2.0**23).clip(np.ceil(lower * 2.0**23), np.floor(upper * 2.0**23))
         return codes.clip(-(2**23), 2**23 - 1).astype(np.int32) << 8
