@@ -33,7 +33,7 @@ def parser() -> Parser:
     add("output", type=Path, help="where the result goes: .wav (32-bit float) or .flac (24 bit)")
     add("--operator", type=Path, metavar="FILE", help="a trained operator: the operator.npy of a training, or an npz "
         "made of it; default: one that comes with pdunroll, trained on speech at 16 kHz, by the number of cells, or "
-        "none where that gains nothing: the recording is passed through")  # fmt: skip
+        "none beyond 8 bits: the recording is passed through unchanged")  # fmt: skip
     add("--bits", type=int, metavar="N", help="take the cells of `pdunroll.quantize` with N bits (mid-rise, on "
         "[-1, 1]) instead of finding them from the file")  # fmt: skip
     add("--declip", action="store_true", help="the recording is clipped instead: restore its clipped samples, and "

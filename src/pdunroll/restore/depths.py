@@ -23,19 +23,19 @@ class Choice(NamedTuple):
     bits: int  # the depth that it counts as
     operator: Path  # an operator file
     weight: float  # from 0, the middle of each cell, to 1, the mean of the optima
-    gains: bool = True  # whether the restoration is better than the recording
+    gains: bool = True  # whether restored speech is 0.5 dB better than the recording, on average
 
 
 CHOICES = {
     bits: Choice(bits, operator_file.SHIPPED.with_name(name), weight)
     for bits, name, weight in (
-        (2, "operator.npz", 0.9),
-        (3, "operator.npz", 0.85),
-        (4, "operator.npz", 0.75),
-        (5, "operator.npz", 0.7),
+        (2, "operator.npz", 0.8),
+        (3, "operator.npz", 0.8),
+        (4, "operator.npz", 0.8),
+        (5, "operator.npz", 0.75),
         (6, "operator.npz", 0.65),
         (7, "operator.npz", 0.5),
-        (8, "operator.npz", 0.35),
+        (8, "operator.npz", 0.4),
     )
 }
 
@@ -50,7 +50,7 @@ def choose(grids: list[Grid]) -> Choice:
         >>> from pdunroll.restore.depths import choose
         >>> from pdunroll.restore.grid import mid_rise
         >>> choose([mid_rise(4)]).weight, choose([mid_rise(12)]).gains
-        (0.75, False)
+        (0.8, False)
     """
     bits = round(max(grid.depth for grid in grids))
     nearest = min(max(bits, min(CHOICES)), max(CHOICES))
