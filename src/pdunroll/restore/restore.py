@@ -15,7 +15,7 @@ their reasons:
   those of `pdunroll.quantize` instead.
 - The optimum scales with the cells, so that the volume does not matter. Frames are solved in units in which a cell is
   as wide as at 4 bits, so that rounding errors do not depend on it either. The number of cells decides on operator and
-  weight (`pdunroll.restore.depths`); a recording with more than 8 bits have is passed through unchanged.
+  weight (`pdunroll.restore.depths`); beyond 8 bits a recording is passed through unchanged.
 - A short last frame is filled with the samples before it, whose results are dropped, so that all its samples are true
   ones in true cells. A recording shorter than a frame is mirrored at its start, as the DCT continues its frames.
 - The output format must have numbers in the cells: 32-bit float (.wav) or 24 bit (.flac).
@@ -103,9 +103,7 @@ def restore_file(
         recordings.require_same_shape(truth, recording)
     print_cells(recording, grids)
     if given is None and not choice.gains:
-        print(
-            f"passed through unchanged: with {choice.bits} bits, restored speech is less than 0.5 dB closer to the truth"
-        )
+        print(f"passed through unchanged: with {choice.bits} bits, restored speech is less than 0.5 dB better")
         _, scores = write(recording, output, None, grids, truth, n=K.shape[1], shifts=1)
         print_result(output, scores)
         return
