@@ -66,18 +66,23 @@ def train(root: str | None) -> None:
 
 
 def restored(truths: list[NDArray], bits: int, K: torch.Tensor, split: str) -> list[Errors]:
-    """Restore quantized sentences; what an earlier call has found is kept in outputs/depths."""
+    """Restore quantized sentences; a second call goes on after those that an earlier one has left in outputs/depths."""
     digest = hashlib.sha256(K.numpy().tobytes()).hexdigest()[:16]
     kept, scale = WORK / "errors" / f"{split}-{bits}-{digest}.csv", 2.0 ** (bits - 4)
-    if not kept.is_file():
-        rows = []
-        for truth in truths:
-            x = pdunroll.quantize(truth, bits)
-            change = overlapping(K, SHIFTS, for_accuracy, scale * x) / scale - x
-            error = x - truth
-            rows.append(Errors(truth @ truth, error @ error, error @ change, change @ change)._asdict())
+    rows = read_table(kept, "") if kept.is_file() else []
+    for truth in truths[len(rows) :]:
+        x = pdunroll.quantize(truth, bits)
+        change = overlapping(K, SHIFTS, for_accuracy, scale * x) / scale - x
+        error = x - truth
+        rows.append(Errors(truth @ truth, error @ error, error @ change, change @ change)._asdict())
         write_table(kept, rows)
-    return [Errors(**{key: float(value) for key, value in row.items()}) for row in read_table(kept, "")]
+    return [Errors(**row) for row in rows[: len(truths)]]
+
+
+def drawn(prepared: Path, split: str, count: int) -> list[NDArray]:
+    """Return sentences of a split, drawn with seed 0; a greater number begins with those of a smaller one."""
+    found = sentences(prepared, split)
+    return [found[number] for number in np.random.default_rng(0).permutation(len(found))[:count]]
 
 
 def matrix(path: Path) -> torch.Tensor:
@@ -87,14 +92,13 @@ def matrix(path: Path) -> torch.Tensor:
 
 def compare(prepared: Path) -> list[dict[str, object]]:
     """Return the mean gain of each operator at each weight on development sentences, a row each."""
-    truths = sentences(prepared, "validation")
-    drawn = np.sort(np.random.default_rng(0).permutation(len(truths))[:DEVELOPMENT])
+    truths = drawn(prepared, "validation", DEVELOPMENT)
     rows: list[dict[str, object]] = []
     for bits in (*CHOICES, 9, 10):
         shipped = {choice.operator.stem: choice.operator for choice in CHOICES.values()}
         trained = {f"trained at {bits} bits": path for path in [WORK / f"{bits}.npz"] if path.is_file()}
         for name, path in {**shipped, **trained}.items():
-            found = restored([truths[number] for number in drawn], bits, matrix(path), "development")
+            found = restored(truths, bits, matrix(path), "development")
             gains = {weight: [own.sdr(weight) - own.sdr(0) for own in found] for weight in WEIGHTS}
             best = max(WEIGHTS, key=lambda weight: float(np.mean(gains[weight])))
             print(f"{bits} bits, {name}: {np.mean(gains[best]):+.2f} dB at weight {best:g}", flush=True)
@@ -103,12 +107,12 @@ def compare(prepared: Path) -> list[dict[str, object]]:
     return rows
 
 
-def measure(truths: list[NDArray], split: str) -> list[dict[str, object]]:
-    """Return SDR and gain of restorations of some recordings at each depth, a row each."""
+def measure(truths: list[NDArray], split: str, *, by_dct: bool) -> list[dict[str, object]]:
+    """Return SDR and gain of restorations of some recordings at each depth, a row each; also by the DCT if asked."""
     dct, rows = pdunroll.dct_operator(320, 320), []
     for bits, choice in CHOICES.items():
         default = restored(truths, bits, matrix(choice.operator), split)
-        plain = restored(truths, bits, dct, split)
+        plain = restored(truths, bits, dct, split) if by_dct else []
         for name, found, weight in (
             ("quantized", default, 0.0),
             ("DCT, mean of the optima", plain, 1.0),
@@ -116,6 +120,8 @@ def measure(truths: list[NDArray], split: str) -> list[dict[str, object]]:
             ("mean of the optima", default, 1.0),
             ("default", default, choice.weight),
         ):
+            if not found:
+                continue
             sdr = np.array([own.sdr(weight) for own in found])
             gain = sdr - [own.sdr(0.0) for own in found]
             row: dict[str, object] = {"recordings": split, "bits": bits, "restoration": name, "weight": weight}
@@ -150,6 +156,8 @@ def main() -> None:
         own = commands.add_parser(name)
         own.add_argument("folder", type=Path, help="one that `prepare` wrote, of frames of 320 samples; or recordings")
         own.add_argument("table", type=Path, help="the CSV file to write")
+        own.add_argument("--sentences", type=int, default=108, metavar="N", help="test sentences to measure")
+        own.add_argument("--dct", action="store_true", help="measure the DCT, too")
     given = parser.parse_args()
     torch.set_num_threads(1)
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
@@ -158,11 +166,18 @@ def main() -> None:
         train(given.root)
         return
     if given.command == "others":
-        parts = [measure(recordings(part), part.name) for part in sorted(given.folder.iterdir()) if part.is_dir()]
+        parts = [
+            measure(recordings(part), part.name, by_dct=given.dct)
+            for part in sorted(given.folder.iterdir())
+            if part.is_dir()
+        ]
         rows = [row for part in parts for row in part]
     else:
         origin["data"] = read_manifest(given.folder)["digest"][:16]
-        rows = compare(given.folder) if given.command == "compare" else measure(sentences(given.folder, "test"), "test")
+        if given.command == "compare":
+            rows = compare(given.folder)
+        else:
+            rows = measure(drawn(given.folder, "test", given.sentences), "test", by_dct=given.dct)
     write_table(given.table, [{**row, **origin} for row in rows])
 
 
