@@ -74,7 +74,8 @@ def restored(truths: list[NDArray], bits: int, K: torch.Tensor, split: str) -> l
         x = pdunroll.quantize(truth, bits)
         change = overlapping(K, SHIFTS, for_accuracy, scale * x) / scale - x
         error = x - truth
-        rows.append(Errors(truth @ truth, error @ error, error @ change, change @ change)._asdict())
+        products = (truth @ truth, error @ error, error @ change, change @ change)
+        rows.append(dict(zip(Errors._fields, map(float, products), strict=True)))
         write_table(kept, rows)
     return [Errors(**row) for row in rows[: len(truths)]]
 

@@ -205,6 +205,7 @@ def write(
         ):
 
             def restored_frames(block: NDArray) -> NDArray:
+                assert solver is not None
                 result, found = restore(solver, block[:, :channels], grids, weight)
                 gaps.extend(found)
                 bar.update(len(found))
