@@ -62,7 +62,7 @@ def train(root: str | None) -> None:
         for command in (["prepare", *common], ["train", *common, step_ratio, "tracking=off"]):
             subprocess.run([sys.executable, "-m", "pdunroll", *command], check=True)
         made_by = f"python -m pdunroll train experiment=depths data.bits={bits} {step_ratio}"
-        operators.save(WORK / f"{bits}.npz", operators.from_run(WORK / f"{bits}bits", made_by))
+        operators.save(WORK / f"{bits}.npz", operators.from_run(WORK / f"{bits}bits", made_by), small=True)
 
 
 def restored(truths: list[NDArray], bits: int, K: torch.Tensor, split: str) -> list[Errors]:

@@ -502,13 +502,20 @@ def test_interrupted_restoration_leaves_the_old_output(bad, call, monkeypatch):
 # ---------------------------------------------------------------- operators as files
 
 
-@pytest.mark.parametrize(("path", "low", "high"), [(operators.SHIPPED, 6e-4, 8e-4), (operators.LISTENING, 7e-4, 9e-4)])
-def test_shipped_operators_say_what_made_them(path, low, high):
+@pytest.mark.parametrize(
+    ("path", "bits", "low", "high"),
+    [
+        (operators.SHIPPED, 4, 6e-4, 8e-4),
+        (operators.LISTENING, 4, 7e-4, 9e-4),
+        (CHOICES[7].operator, 7, 2e-5, 3e-5),
+    ],
+)
+def test_shipped_operators_say_what_made_them(path, bits, low, high):
     shipped = operators.load(path)
     assert (shipped.matrix.shape, shipped.matrix.dtype) == ((320, 320), np.float32)
     for key in ("command", "data", "commit", "torch", "seed", "settings"):
         assert shipped.provenance[key] not in ("", None)
-    assert (shipped.provenance["sample_rate"], shipped.provenance["bits"]) == (16_000, 4)
+    assert (shipped.provenance["sample_rate"], shipped.provenance["bits"]) == (16_000, bits)
     assert low < shipped.provenance["validation_mse"] < high
     assert np.linalg.norm(shipped.matrix - pdunroll.dct_operator(320, 320).numpy()) > 1  # it has learned something
 
@@ -524,6 +531,11 @@ def test_operator_of_a_training(smoke, folder, call):
     assert back.provenance["validation_mse"] == record["results"]["validation_mse"]
     assert back.provenance["commit"] == record["environment"]["commit"]
     np.testing.assert_array_equal(back.matrix, np.load(cell / "operator.npy"))
+    operators.save(folder / "small.npz", made, small=True)
+    small = operators.load(folder / "small.npz").matrix
+    assert small.dtype == np.float32
+    np.testing.assert_array_equal(small, back.matrix.astype(np.float16))
+    assert (folder / "small.npz").stat().st_size < 0.6 * (folder / "own.npz").stat().st_size
 
     written(folder / "in.wav", pdunroll.quantize(sound(200), 4))
     outputs = []

@@ -34,8 +34,8 @@ CHOICES = {
         (4, "operator.npz", 0.8),
         (5, "operator.npz", 0.75),
         (6, "operator.npz", 0.65),
-        (7, "operator.npz", 0.5),
-        (8, "operator.npz", 0.4),
+        (7, "operator7.npz", 0.5),
+        (8, "operator7.npz", 0.4),
     )
 }
 
