@@ -23,7 +23,7 @@ class Choice(NamedTuple):
     bits: int  # the depth that it counts as
     operator: Path  # an operator file
     weight: float  # from 0, the middle of each cell, to 1, the mean of the optima
-    gains: bool = True  # whether restored speech is 0.5 dB better than the recording, on average
+    gains: bool = True  # whether restored speech is 1 dB better than the recording, on average
 
 
 CHOICES = {
@@ -33,7 +33,7 @@ CHOICES = {
         (3, "operator.npz", 0.8),
         (4, "operator.npz", 0.8),
         (5, "operator.npz", 0.75),
-        (6, "operator.npz", 0.65),
+        (6, "operator7.npz", 0.65),
         (7, "operator7.npz", 0.5),
         (8, "operator7.npz", 0.4),
     )

@@ -103,7 +103,7 @@ def restore_file(
         recordings.require_same_shape(truth, recording)
     print_cells(recording, grids)
     if given is None and not choice.gains:
-        print(f"passed through unchanged: with {choice.bits} bits, restored speech is less than 0.5 dB better")
+        print(f"passed through unchanged: with {choice.bits} bits, restored speech is less than 1 dB better")
         _, scores = write(recording, output, None, grids, truth, n=K.shape[1], shifts=1)
         print_result(output, scores)
         return
