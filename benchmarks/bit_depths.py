@@ -5,9 +5,9 @@
     python benchmarks/bit_depths.py measure outputs/depths/prepared6 docs/bit_depths.csv
     python benchmarks/bit_depths.py others FOLDER docs/bit_depths_others.csv
 
-`train` trains an operator at each depth (experiment=depths) and writes it to outputs/depths/BITS.npz. `compare`
-restores twelve development sentences, as `restore` does for accuracy, by those operators and the shipped ones, and
-writes the mean gain in dB at each weight; `pdunroll.restore.depths` has the best. `measure` restores all test
+`train` trains operators at some depths (experiment=depths) and writes them to outputs/depths/BITS.npz. `compare`
+restores twelve development sentences, as `restore` does for accuracy, by those operators and the one that was trained
+at 4 bits, and writes the mean gain in dB at each weight; `pdunroll.restore.depths` has the best. `measure` restores all test
 sentences, with the weights there and with weight 1, and writes mean SDR and gain with their 95% intervals over the
 sentences; `others` does it for the wav files in each folder of a folder, scaled to peak 1. Any folder that `prepare`
 wrote of the corpus serves, since the sentences are quantized here.
@@ -37,6 +37,7 @@ from pdunroll.restore.solvers import for_accuracy
 from pdunroll.speech.frames import read_manifest
 
 SHIFTS, DEVELOPMENT, WORK = 8, 12, Path("outputs/depths")
+TRAINED = {3: (2, 3), 6: (6,), 7: (6, 7, 8, 9)}  # bits at the training: those at which the operator is compared
 WEIGHTS = [round(0.05 * step, 2) for step in range(1, 21)]
 
 
@@ -55,8 +56,8 @@ class Errors(NamedTuple):
 
 
 def train(root: str | None) -> None:
-    """Train an operator at each depth and write it as an operator file."""
-    for bits in CHOICES:
+    """Train an operator at some depths and write it as an operator file."""
+    for bits in TRAINED:
         common = ["experiment=depths", f"data.bits={bits}", *([f"data.root={root}"] if root else [])]
         step_ratio = f"network.step_ratio={10 * 2.0 ** (bits - 4):g}"  # so that the steps fit the cells as at 4 bits
         for command in (["prepare", *common], ["train", *common, step_ratio, "tracking=off"]):
@@ -96,9 +97,9 @@ def compare(prepared: Path) -> list[dict[str, object]]:
     truths = drawn(prepared, "validation", DEVELOPMENT)
     rows: list[dict[str, object]] = []
     for bits in (*CHOICES, 9, 10):
-        shipped = {choice.operator.stem: choice.operator for choice in CHOICES.values()}
-        trained = {f"trained at {bits} bits": path for path in [WORK / f"{bits}.npz"] if path.is_file()}
-        for name, path in {**shipped, **trained}.items():
+        paths = [WORK / f"{trained}.npz" for trained, depths in TRAINED.items() if bits in depths]
+        for path in (operators.SHIPPED, *paths):
+            name = f"trained at {operators.load(path).provenance['bits']} bits"
             found = restored(truths, bits, matrix(path), "development")
             gains = {weight: [own.sdr(weight) - own.sdr(0) for own in found] for weight in WEIGHTS}
             best = max(WEIGHTS, key=lambda weight: float(np.mean(gains[weight])))
