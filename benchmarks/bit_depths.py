@@ -7,8 +7,8 @@
 
 `train` trains operators at some depths (experiment=depths) and writes them to outputs/depths/BITS.npz. `compare`
 restores twelve development sentences, as `restore` does for accuracy, by those operators and the one that was trained
-at 4 bits, and writes the mean gain in dB at each weight; `pdunroll.restore.depths` has the best. `measure` restores all test
-sentences, with the weights there and with weight 1, and writes mean SDR and gain with their 95% intervals over the
+at 4 bits, and writes the mean gain in dB at each weight; `pdunroll.restore.depths` has the best. `measure` restores all
+test sentences, with the weights there and with weight 1, and writes mean SDR and gain with their 95% intervals over the
 sentences; `others` does it for the wav files in each folder of a folder, scaled to peak 1. Any folder that `prepare`
 wrote of the corpus serves, since the sentences are quantized here.
 """
