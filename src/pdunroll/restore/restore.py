@@ -74,7 +74,7 @@ def restore_file(
         shifts: the number of grids of frames to average over, 1 to n; by default `SHIFTS`.
         tolerance: the relative duality gap of each frame, > 0; by default `TOLERANCE`.
         weight: from 0, the middles of the cells, to 1, the mean of the frames; by default that of the recording's bit
-            depth, and 1 for listening.
+            depth, and 1 for listening. With an operator or a weight, no recording is passed through.
 
     Raises:
         InputError: naming the file or option at fault.
@@ -94,6 +94,7 @@ def restore_file(
     grids = recordings.cells(recording, bits)
     choice = depths.choose(grids)
     K, provenance = given or operator_file.load(operator_file.LISTENING if listening else choice.operator)
+    unchanged = operator is None and weight is None and not choice.gains
     weight = (1.0 if listening else choice.weight) if weight is None else weight
     shifts = min(SHIFTS, K.shape[1]) if shifts is None else require_integer("--shifts", shifts, 1, K.shape[1])
     recordings.require_storable(grids, output)
@@ -102,7 +103,7 @@ def restore_file(
         truth = recordings.scan(reference)
         recordings.require_same_shape(truth, recording)
     print_cells(recording, grids)
-    if given is None and not choice.gains:
+    if unchanged:
         print(f"passed through unchanged: with {choice.bits} bits, restored speech is less than 1 dB better")
         _, scores = write(recording, output, None, grids, truth, n=K.shape[1], shifts=1)
         print_result(output, scores)
