@@ -35,6 +35,7 @@ import pdunroll
 from pdunroll.evaluation.quality import measures
 from pdunroll.files import read_table, write_table
 from pdunroll.restore import operator_file
+from pdunroll.restore.depths import CHOICES
 from pdunroll.restore.solvers import ITERATIONS, RADIUS, Solver, for_accuracy, for_listening
 from pdunroll.speech.frames import load, read_manifest
 from pdunroll.speech.overlap import averaged
@@ -48,15 +49,17 @@ NOISE = 4.0 * RADIUS**2 / 12  # the power of uniform noise in cells
 Restore = Callable[[NDArray], NDArray]  # of a sentence (samples,)
 
 
-def overlapping(operator: torch.Tensor, shifts: int, solver: Callable[[torch.Tensor], Solver], x: NDArray) -> NDArray:
-    """Restore a sentence by frames, as `python -m pdunroll restore` does."""
+def overlapping(
+    operator: torch.Tensor, shifts: int, solver: Callable[[torch.Tensor], Solver], x: NDArray, weight: float = 1.0
+) -> NDArray:
+    """Restore a sentence by frames, as `python -m pdunroll restore --weight WEIGHT` does."""
     n, solve = operator.shape[1], solver(operator)
 
     def restore(frames: NDArray) -> NDArray:
         return solve(torch.from_numpy(frames[:, 0].copy())).frames.numpy()[:, None]
 
     blocks = np.array_split(x[:, None], max(1, len(x) * shifts // (128 * n)))
-    return np.concatenate([result[:, 0] for _, result in averaged(blocks, n, shifts, restore)])
+    return x + weight * (np.concatenate([result[:, 0] for _, result in averaged(blocks, n, shifts, restore)]) - x)
 
 
 def low_pass(cutoff: float, x: NDArray) -> NDArray:
@@ -120,6 +123,10 @@ def methods() -> dict[str, Restore]:
         found[name] = partial(overlapping, few, shifts, for_listening)
     for shifts in (1, 8):
         found[f"DCT, {shifts} shifts"] = partial(overlapping, dct, shifts, for_accuracy)
+    weight = CHOICES[BITS].weight
+    found[f"default: operator.npz, 8 shifts, weight {weight:g}"] = partial(
+        overlapping, learned, 8, for_accuracy, weight=weight
+    )
     for shifts in (8, 1, 2, 4, 16):
         found[f"operator.npz, {shifts} shifts"] = partial(overlapping, learned, shifts, for_accuracy)
     tight = partial(for_accuracy, tolerance=1e-3)

@@ -70,7 +70,8 @@ def test_wheel_and_sdist_work_outside_of_a_clone(tmp_path):
     (wheel,) = dist.glob("*.whl")
     assert len(list(dist.glob("*.tar.gz"))) == 1
     names = set(zipfile.ZipFile(wheel).namelist())
-    for name in ("py.typed", "speech/ieee.sha256", "restore/operator.npz", "report/templates/page.html"):
+    operators = ("restore/operator.npz", "restore/operator7.npz", "restore/listening.npz", "restore/declip.npz")
+    for name in ("py.typed", "speech/ieee.sha256", *operators, "report/templates/page.html"):
         assert f"pdunroll/{name}" in names
     venv.create(away / "venv", with_pip=True)
     python = away / "venv/bin/python"

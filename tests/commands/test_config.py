@@ -53,7 +53,7 @@ def test_groups_are_those_of_the_folder():
     assert options("algorithm") == ["chambolle_pock", "halpern"]
     assert options("degradation") == ["clipped", "missing", "quantized", "quantized_clipped"]
     assert options("objective") == ["halpern", "perceptual", "plain", "random_depth", "several_depths", "warm"]
-    assert options("experiment") == ["declip", "demo", "few", "future", "paper", "quick", "smoke"]
+    assert options("experiment") == ["declip", "demo", "depths", "few", "future", "paper", "quick", "smoke"]
     regimes = ["regime1", "regime2", "regime3", "regimes"]
     assert options("sweep") == ["future_halpern", "future_plain", "future_random", "future_warm", *regimes]
     assert options("tracking") == ["off", "offline", "online"]
@@ -226,6 +226,6 @@ def test_help_needs_no_torch(name):
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "experiment: declip, demo, few, future, paper, quick, smoke" in done.stdout
+    assert "experiment: declip, demo, depths, few, future, paper, quick, smoke" in done.stdout
     assert "  network.iterations (int): L, in training\n" in done.stdout
     assert "  learning_rate: 0.0001\n" in done.stdout

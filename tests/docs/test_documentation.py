@@ -38,6 +38,7 @@ LISTED = {
     "python -m pdunroll evaluate experiment=paper": "takes hours",
     "python -m pdunroll train experiment=paper": "takes hours",
     "python -m pdunroll train experiment=quick": "takes minutes, on the corpus",
+    "python -m pdunroll train experiment=depths": "takes minutes, on the corpus",
     "python -m pdunroll train -m experiment=future sweep=": "takes hours",
     "python -m pdunroll evaluate experiment=future": "needs trainings that take hours",
     "python -m pdunroll figures experiment=future": "needs trainings that take hours",

@@ -18,6 +18,7 @@ from conftest import command
 from pdunroll.core.chambolle_pock import chambolle_pock
 from pdunroll.errors import InputError
 from pdunroll.restore import operator_file as operators
+from pdunroll.restore.depths import CHOICES, choose
 from pdunroll.restore.grid import infer_grid, mid_rise
 from pdunroll.restore.recordings import Distortion, storable
 
@@ -155,7 +156,9 @@ def test_storage_does_not_leave_the_cells(tmp_path, bits, name):
 def test_frames_are_solved_as_they_stand(folder, call, monkeypatch, samples):
     monkeypatch.setattr("pdunroll.restore.restore.BLOCK", 2)
     x = written(folder / "in.wav", pdunroll.quantize(sound(samples), 4), subtype="FLOAT")[:, 0]
-    done = call("restore", "in.wav", "out.wav", *"--operator dct.npy --bits 4 --shifts 1 --tolerance 1e-6".split())
+    done = call(
+        "restore", "in.wav", "out.wav", *"--operator dct.npy --bits 4 --shifts 1 --tolerance 1e-6 --weight 1".split()
+    )
     assert done.status == 0, done.err
     assert f"{-(-samples // n)} of {-(-samples // n)} frames certified" in done.out
 
@@ -202,7 +205,9 @@ def test_every_sample_stays_in_its_cell(folder, call, rate, source, subtype, tar
 
 def test_shifts_average_the_optima_of_overlapping_frames(folder, call):
     x = written(folder / "in.wav", pdunroll.quantize(sound(6 * n), 4), subtype="FLOAT")[:, 0]
-    done = call("restore", "in.wav", "out.wav", *"--operator dct.npy --bits 4 --shifts 4 --tolerance 1e-6".split())
+    done = call(
+        "restore", "in.wav", "out.wav", *"--operator dct.npy --bits 4 --shifts 4 --tolerance 1e-6 --weight 1".split()
+    )
     assert done.status == 0, done.err
     assert "21 of 21 frames certified" in done.out
     starts = range(0, 5 * n + 1, n // 4)
@@ -301,12 +306,53 @@ def test_distortion_in_blocks():
     assert perfect.sdr() == pytest.approx(200)
 
 
-def test_recordings_that_gain_little_are_said_to(folder, call):
-    for bits, said in ((6, False), (8, True)):
-        written(folder / "in.wav", pdunroll.quantize(sound(3 * n), 4), subtype="FLOAT")
-        done = call("restore", "in.wav", "out.wav", "--operator", "dct.npy", "--bits", str(bits))
+@pytest.mark.parametrize("kind", ["mid-rise", "mid-tread", "cut off"])
+@pytest.mark.parametrize(("bits", "scale"), [(2, 1.0), (3, 0.05), (4, 0.731), (6, 1.0), (8, 0.9)])
+def test_the_cells_choose_weight_and_operator(kind, bits, scale):
+    x = scale * ladder(kind, sound(20_000) * 0.99, bits)[0]
+    choice = choose([infer_grid(*np.unique(x, return_counts=True), 1e-9), mid_rise(2)])
+    assert choice == CHOICES[bits]
+    assert 0 < choice.weight <= 1
+    assert operators.load(choice.operator).matrix.shape == (320, 320)
+
+
+def test_one_operator_serves_recordings_of_one_bit_too():
+    assert choose([mid_rise(1)]) == CHOICES[2]._replace(bits=1)
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "subtype"), [("in.wav", "out.flac", "PCM_16"), ("in.flac", "out.wav", "PCM_24")]
+)
+@pytest.mark.parametrize("options", ["", "--for listening"])
+@pytest.mark.parametrize("kind", ["mid-rise", "cut off"])
+def test_recordings_that_restoration_harms_are_passed_through(folder, call, kind, options, source, target, subtype):
+    truth = np.stack([sound(70_000), 0.1 * sound(70_000, seed=1)], axis=1)
+    x = written(folder / source, 0.99 * ladder(kind, truth, max(CHOICES) + 1)[0], subtype=subtype)
+    written(folder / "clean.wav", truth, subtype="FLOAT")
+    done = call("restore", source, target, "--reference", "clean.wav", *options.split())
+    assert done.status == 0, done.err
+    assert "passed through unchanged" in done.out
+    assert re.search(r"^SDR +input .*, gain \+0\.00 dB$", done.out, re.M)
+    assert "certified" not in done.out
+    np.testing.assert_array_equal(soundfile.read(folder / target)[0], x)
+    done = call("restore", source, target, *"--operator dct.npy --weight 0.5".split(), *options.split())
+    assert done.status == 0, done.err
+    assert "passed through" not in done.out
+    assert not np.array_equal(soundfile.read(folder / target)[0], x)
+
+
+def test_a_weight_moves_the_result_to_the_middles_of_the_cells(folder, call):
+    x = written(folder / "in.wav", pdunroll.quantize(sound(4 * n), 4), subtype="FLOAT")[:, 0]
+    results = {}
+    for weight in (None, 0, 0.5, 1):
+        given = [] if weight is None else ["--weight", str(weight)]
+        done = call("restore", "in.wav", "out.wav", "--operator", "dct.npy", "--bits", "4", *given)
         assert done.status == 0, done.err
-        assert ("further from the truth" in done.out) == said
+        results[weight] = soundfile.read(folder / "out.wav")[0]
+    np.testing.assert_array_equal(results[0], x)
+    for weight in (0.5, None):
+        share = CHOICES[4].weight if weight is None else weight
+        np.testing.assert_allclose(results[weight], x + share * (results[1] - x), atol=1e-6)
 
 
 def test_uncertified_frames_are_said(folder, call, monkeypatch):
@@ -332,6 +378,7 @@ def test_help_needs_no_torch():
         "--reference FILE",
         "--shifts S",
         "--tolerance GAP",
+        "--weight W",
         "--for {accuracy,listening}",
         "in its quantization cell",
     ):
@@ -413,6 +460,9 @@ def bad(folder):
         ("in.wav out.wav --tolerance 0", "--tolerance"),
         ("in.wav out.wav --tolerance nan", "--tolerance"),
         ("in.wav out.wav --for listening --tolerance 1e-3", "--tolerance"),
+        ("in.wav out.wav --weight 1.1", "--weight"),
+        ("in.wav out.wav --weight nan", "--weight"),
+        ("in.wav out.wav --declip --weight 1", "--weight"),
         ("in.wav out.wav --for fun", "--for"),
     ],
 )
@@ -452,13 +502,20 @@ def test_interrupted_restoration_leaves_the_old_output(bad, call, monkeypatch):
 # ---------------------------------------------------------------- operators as files
 
 
-@pytest.mark.parametrize(("path", "low", "high"), [(operators.SHIPPED, 6e-4, 8e-4), (operators.LISTENING, 7e-4, 9e-4)])
-def test_shipped_operators_say_what_made_them(path, low, high):
+@pytest.mark.parametrize(
+    ("path", "bits", "low", "high"),
+    [
+        (operators.SHIPPED, 4, 6e-4, 8e-4),
+        (operators.LISTENING, 4, 7e-4, 9e-4),
+        (CHOICES[7].operator, 7, 2e-5, 3e-5),
+    ],
+)
+def test_shipped_operators_say_what_made_them(path, bits, low, high):
     shipped = operators.load(path)
     assert (shipped.matrix.shape, shipped.matrix.dtype) == ((320, 320), np.float32)
     for key in ("command", "data", "commit", "torch", "seed", "settings"):
         assert shipped.provenance[key] not in ("", None)
-    assert (shipped.provenance["sample_rate"], shipped.provenance["bits"]) == (16_000, 4)
+    assert (shipped.provenance["sample_rate"], shipped.provenance["bits"]) == (16_000, bits)
     assert low < shipped.provenance["validation_mse"] < high
     assert np.linalg.norm(shipped.matrix - pdunroll.dct_operator(320, 320).numpy()) > 1  # it has learned something
 
@@ -474,6 +531,11 @@ def test_operator_of_a_training(smoke, folder, call):
     assert back.provenance["validation_mse"] == record["results"]["validation_mse"]
     assert back.provenance["commit"] == record["environment"]["commit"]
     np.testing.assert_array_equal(back.matrix, np.load(cell / "operator.npy"))
+    operators.save(folder / "small.npz", made, small=True)
+    small = operators.load(folder / "small.npz").matrix
+    assert small.dtype == np.float32
+    np.testing.assert_array_equal(small, back.matrix.astype(np.float16))
+    assert (folder / "small.npz").stat().st_size < 0.6 * (folder / "own.npz").stat().st_size
 
     written(folder / "in.wav", pdunroll.quantize(sound(200), 4))
     outputs = []

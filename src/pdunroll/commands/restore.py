@@ -32,7 +32,8 @@ def parser() -> Parser:
     add("input", type=Path, help="the recording: wav, flac or what else libsndfile reads")
     add("output", type=Path, help="where the result goes: .wav (32-bit float) or .flac (24 bit)")
     add("--operator", type=Path, metavar="FILE", help="a trained operator: the operator.npy of a training, or an npz "
-        "made of it; default: the one that comes with pdunroll, trained on speech at 4 bits and 16 kHz")  # fmt: skip
+        "made of it; default: one that comes with pdunroll, trained on speech at 16 kHz, by the number of cells, or "
+        "none beyond 8 bits: the recording is passed through unchanged")  # fmt: skip
     add("--bits", type=int, metavar="N", help="take the cells of `pdunroll.quantize` with N bits (mid-rise, on "
         "[-1, 1]) instead of inferring them from the file")  # fmt: skip
     add("--declip", action="store_true", help="the recording is clipped instead: restore its clipped samples, and "
@@ -46,6 +47,8 @@ def parser() -> Parser:
          "default: 8")  # fmt: skip
     add("--tolerance", type=float, metavar="GAP", help="the relative duality gap to which every frame is certified; "
          "default: 0.01")  # fmt: skip
+    add("--weight", type=float, metavar="W", help="from 0, the middles of the cells, to 1, the mean of what the frames "
+        "give; default: the one with the highest SDR at this number of cells, 1 for listening")  # fmt: skip
     add("--reference", type=Path, metavar="FILE", help="the recording before quantization: prints SDR and SI-SDR of "
         "input and result against it")  # fmt: skip
     return found
@@ -59,6 +62,7 @@ def main() -> None:
         from pdunroll.restore.declip import declip_file
 
         options = {"--bits": given.bits, "--shifts": given.shifts, "--tolerance": given.tolerance}
+        options["--weight"] = given.weight
         options["--for"] = None if given.aim == "accuracy" else given.aim
         for name in (name for name, value in options.items() if value is not None):
             raise InputError(f"{name} is for quantized recordings; leave it out with --declip")
@@ -75,5 +79,6 @@ def main() -> None:
         listening=given.aim == "listening",
         shifts=given.shifts,
         tolerance=given.tolerance,
+        weight=given.weight,
         **common,
     )

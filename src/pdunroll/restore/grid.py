@@ -58,6 +58,12 @@ class Grid:
         return self.step / 2
 
     @property
+    def depth(self) -> float:
+        """Return the bits of the quantizer of which the levels take the full range, not always a whole number."""
+        lowest = self.lowest + self.shift
+        return 1.0 + math.log2(max(-lowest, lowest + self.count - 1) + 0.5)
+
+    @property
     def zero_is_everywhere(self) -> bool:
         """Return whether 0 is in every cell, so that the sparsest signal in the cells is silence."""
         lowest = self.lowest + self.shift

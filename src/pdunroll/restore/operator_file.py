@@ -1,7 +1,7 @@
 """Files of trained operators with their provenance; some come with the package.
 
-An operator file is an npz with `operator`, K (m, n) in float32, and `provenance`, a JSON object as a string. The
-command `operators` makes such files; in Python they are made by
+An operator file is an npz with `operator`, K (m, n) in float32 or float16, and `provenance`, a JSON object as a string.
+The command `operators` makes such files; in Python they are made by
 
     from pdunroll.restore import operator_file as operators
     operators.save("mine.npz", operators.from_run("multirun/mine/RUN", command="python -m pdunroll train ..."))
@@ -82,11 +82,12 @@ def from_run(folder: str | Path, command: str) -> Operator:
     return Operator(load(folder / OPERATOR).matrix, {"command": command, **_provenance(folder / RECORD)})
 
 
-def save(path: str | Path, operator: Operator) -> None:
-    """Write an operator file, with the matrix in float32."""
+def save(path: str | Path, operator: Operator, *, small: bool = False) -> None:
+    """Write an operator file, with the matrix in float32, or in float16 if it is to be small."""
     with atomic(Path(path)) as temporary, temporary.open("wb") as file:
         provenance = json.dumps(operator.provenance)
-        np.savez_compressed(file, operator=operator.matrix.astype(np.float32), provenance=np.array(provenance))
+        matrix = operator.matrix.astype(np.float16 if small else np.float32)
+        np.savez_compressed(file, operator=matrix, provenance=np.array(provenance))
 
 
 def _provenance(path: Path) -> dict[str, Any]:

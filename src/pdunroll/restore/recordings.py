@@ -183,7 +183,7 @@ def storable(samples: NDArray, grids: list[Grid], restored: NDArray, subtype: st
     """
     centre = np.stack([grid.centres(column) for grid, column in zip(grids, samples.T, strict=True)], axis=1)
     radius = np.array([grid.radius for grid in grids])
-    lower, upper = centre - radius, centre + radius
+    lower, upper = np.minimum(centre - radius, samples), np.maximum(centre + radius, samples)  # a border may be rounded
     if subtype == "PCM_24":
         codes = np.rint(restored * 2.0**23).clip(np.ceil(lower * 2.0**23), np.floor(upper * 2.0**23))
         return codes.clip(-(2**23), 2**23 - 1).astype(np.int32) << 8

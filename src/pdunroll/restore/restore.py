@@ -5,16 +5,17 @@ Every channel is cut into overlapping frames of n samples, and the results of th
 
     argmin_y ||K y||_1   subject to   y in the quantization cells of the recording
 
-with the learned operator K (m, n). For listening, it is the result of a few iterations towards that optimum, where PESQ
-is highest; SDR is highest at the optimum. The design decisions and their reasons:
+with the learned operator K (m, n), and the mean is moved towards the middles of the cells, for the highest SDR. For
+listening, it is the result of a few iterations towards that optimum, where PESQ is highest. The design decisions and
+their reasons:
 
 - A recording is processed at its own rate. Resampling would mix samples and lose their cells, which are all that is
   known for certain. At rates other than the operator's, a frame has another duration than in training.
 - The cells are inferred from the values in the file, for each channel (`pdunroll.restore.grid`). With --bits N they are
   those of `pdunroll.quantize` instead.
-- The optimum scales with the cells, so one operator serves all bit depths and volumes. Frames are solved in units in
-  which a cell is as wide as at 4 bits, so that rounding errors do not depend on the volume. The gain does depend on the
-  bit depth (docs/restore.md); a note is printed for recordings with many levels.
+- The optimum scales with the cells, so that the volume does not matter. Frames are solved in units in which a cell is
+  as wide as at 4 bits, so that rounding errors do not depend on it either. Operator and weight depend on the number of
+  cells (`pdunroll.restore.depths`); a recording of more than 8 bits is passed through unchanged.
 - A short last frame is filled with the samples before it, whose results are dropped, so that it has recorded samples
   only. A recording shorter than a frame is mirrored at its start, as the DCT continues its frames.
 - The output format must have values in the cells: 32-bit float (.wav) or 24 bit (.flac).
@@ -33,10 +34,10 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from pdunroll.errors import InputError, require_integer, require_positive
+from pdunroll.errors import InputError, require_integer, require_positive, require_within
 from pdunroll.files import atomic
 from pdunroll.processes import printable
-from pdunroll.restore import operator_file, recordings
+from pdunroll.restore import depths, operator_file, recordings
 from pdunroll.restore.grid import Grid
 from pdunroll.restore.recordings import Distortion, Recording
 from pdunroll.restore.solvers import ITERATIONS, RADIUS, TOLERANCE, Solver, for_accuracy, for_listening
@@ -44,7 +45,6 @@ from pdunroll.speech.overlap import averaged, frame_count
 
 BLOCK = 128  # frames that are solved together
 SHIFTS = 8  # shifted grids of frames; 16 gain less than 0.1 dB more for twice the time (docs/restore.md)
-FEW_LEVELS = 64  # 6 bits; with more levels, little is gained on speech
 
 Score = tuple[str, float, float]  # name of a measure, its values for input and result in dB
 
@@ -59,18 +59,22 @@ def restore_file(
     listening: bool = False,
     shifts: int | None = None,
     tolerance: float | None = None,
+    weight: float | None = None,
 ) -> None:
     """Restore a recording and print a summary.
 
     Args:
         path: the recording, in any format that libsndfile reads.
         output: the result, a .wav (32-bit float) or .flac (24 bit) in an existing folder.
-        operator: an operator file, or the operator.npy of a training; by default one that comes with the package.
+        operator: an operator file, or the operator.npy of a training; by default `pdunroll.restore.depths` chooses one
+            that comes with the package, or passes the recording through.
         bits: take the cells of `pdunroll.quantize` with this number of bits, 1 to 16, instead of inferring them.
         reference: the recording before quantization, to print the SDR against it.
         listening: run a few iterations only, for the highest PESQ, instead of solving to the optimum.
         shifts: the number of grids of frames to average over, 1 to n; by default `SHIFTS`.
         tolerance: the relative duality gap of each frame, > 0; by default `TOLERANCE`.
+        weight: from 0, the middles of the cells, to 1, the mean of the frames; by default that of the recording's bit
+            depth, and 1 for listening. With an operator or a weight, no recording is passed through.
 
     Raises:
         InputError: naming the invalid file or option.
@@ -82,25 +86,41 @@ def restore_file(
         require_positive("--tolerance", tolerance)
         if listening:
             raise InputError("--tolerance needs --for accuracy; for listening, frames are not solved to the optimum")
+    if weight is not None:
+        require_within("--weight", weight, 0, 1)
     check_output(output, (path, operator, reference), tuple(recordings.SUBTYPES))
-    shipped = operator_file.LISTENING if listening else operator_file.SHIPPED
-    K, provenance = operator_file.load(operator or shipped)
-    shifts = min(SHIFTS, K.shape[1]) if shifts is None else require_integer("--shifts", shifts, 1, K.shape[1])
+    given = None if operator is None else operator_file.load(operator)
     recording = recordings.scan(path)
     grids = recordings.cells(recording, bits)
+    choice = depths.choose(grids)
+    K, provenance = given or operator_file.load(operator_file.LISTENING if listening else choice.operator)
+    unchanged = operator is None and weight is None and not choice.gains
+    weight = (1.0 if listening else choice.weight) if weight is None else weight
+    shifts = min(SHIFTS, K.shape[1]) if shifts is None else require_integer("--shifts", shifts, 1, K.shape[1])
     recordings.require_storable(grids, output)
     truth = None
     if reference is not None:
         truth = recordings.scan(reference)
         recordings.require_same_shape(truth, recording)
     print_cells(recording, grids)
+    if unchanged:
+        print(f"passed through unchanged: with {choice.bits} bits, restored speech is less than 1 dB better")
+        _, scores = write(recording, output, None, grids, truth, n=K.shape[1], shifts=1)
+        print_result(output, scores)
+        return
     print(f"operator: {operator or 'of pdunroll'}, {K.shape[0]} x {K.shape[1]}, {origin(provenance, recording.rate)}")
+    print(f"weight: {weight:g} (the recording counts as one of {choice.bits} bits)")
     matrix, tolerance = torch.from_numpy(K), tolerance or TOLERANCE
     solver = for_listening(matrix) if listening else for_accuracy(matrix, tolerance)
     start = time.perf_counter()
-    gaps, scores = write(recording, output, solver, grids, truth, n=K.shape[1], shifts=shifts)
+    gaps, scores = write(recording, output, solver, grids, truth, n=K.shape[1], shifts=shifts, weight=weight)
     seconds = (time.perf_counter() - start) * recording.rate / recording.samples
     print(f"{outcome(gaps, None if listening else tolerance)}, {seconds:.2f} s for a second of audio")
+    print_result(output, scores)
+
+
+def print_result(output: Path, scores: list[Score]) -> None:
+    """Print the scores, and the name of the output as the last line."""
     for measure, before, after in scores:
         print(f"{measure:<6}  input {before:6.2f} dB, restored {after:6.2f} dB, gain {after - before:+.2f} dB")
     print(output)
@@ -120,11 +140,9 @@ def print_cells(recording: Recording, grids: list[Grid]) -> None:
     print(f"{recording.path}: {recording.shape}, {recording.samples / recording.rate:.2f} s")
     for number, grid in enumerate(grids, start=1):
         print(f"channel {number}: {grid}")
-    if max(grid.count for grid in grids) > FEW_LEVELS:
-        print(f"note: with more than {FEW_LEVELS} levels the result may be further from the truth than the recording")
     for number, grid in enumerate(grids, start=1):
         if grid.kind != "silent" and grid.zero_is_everywhere:
-            print(f"note: every cell of channel {number} contains 0, so that the result is silence")
+            print(f"note: every cell of channel {number} contains 0, so that its optimum is silence")
 
 
 def check_output(output: Path, inputs: tuple[Path | None, ...], suffixes: tuple[str, ...]) -> None:
@@ -149,23 +167,25 @@ def origin(provenance: dict[str, Any], rate: int) -> str:
 def write(
     recording: Recording,
     output: Path,
-    solver: Solver,
+    solver: Solver | None,
     grids: list[Grid],
     truth: Recording | None,
     *,
     n: int,
     shifts: int,
+    weight: float = 1.0,
 ) -> tuple[list[float], list[Score]]:
     """Restore a recording block by block.
 
     Args:
         recording: the recording.
         output: the file to write.
-        solver: restores frames.
+        solver: restores frames; None passes the samples through.
         grids: the grid of each channel.
         truth: the recording before quantization.
         n: samples in a frame.
         shifts: the number of grids of frames to average over.
+        weight: of the restored samples against the middles of their cells.
 
     Returns:
         The relative duality gap of each frame and, if the truth is given, the scores.
@@ -185,17 +205,19 @@ def write(
         with (
             atomic(output) as temporary,
             recordings.writing(temporary, output.suffix.lower(), recording.rate, channels) as file,
-            tqdm(total=frames, unit="frame", desc=printable(output.name)) as bar,
+            tqdm(total=frames, unit="frame", desc=printable(output.name), disable=solver is None) as bar,
         ):
 
             def restored_frames(block: NDArray) -> NDArray:
-                result, found = restore(solver, block[:, :channels], grids)
+                assert solver is not None
+                result, found = restore(solver, block[:, :channels], grids, weight)
                 gaps.extend(found)
                 bar.update(len(found))
                 return result
 
-            for samples, result in averaged(blocks, n, shifts, restored_frames):
-                samples, clean = samples[:, :channels], samples[:, channels:]
+            results = averaged(blocks, n, shifts, restored_frames) if solver else ((block, block) for block in blocks)
+            for samples, result in results:
+                samples, clean, result = samples[:, :channels], samples[:, channels:], result[:, :channels]
                 file.write(recordings.storable(samples, grids, result, file.subtype))
                 if truth is not None:
                     quantized.add(clean, samples)
@@ -210,9 +232,20 @@ def write(
     ]
 
 
-def restore(solver: Solver, frames: NDArray, grids: list[Grid]) -> tuple[NDArray, list[float]]:
-    """Restore frames (B, channels, n), given the grid of each channel; return them and their relative duality gaps."""
+def restore(solver: Solver, frames: NDArray, grids: list[Grid], weight: float = 1.0) -> tuple[NDArray, list[float]]:
+    """Restore frames.
+
+    Args:
+        solver: restores frames in units of their cells.
+        frames: samples, (B, channels, n).
+        grids: the grid of each channel.
+        weight: from 0, the middles of the cells, to 1, the frames that the solver returns.
+
+    Returns:
+        The frames, (B, channels, n), and the relative duality gaps of the solver.
+    """
     units = np.array([grid.radius / RADIUS for grid in grids])  # of frames; keeps middle cells exact
     x = 2.0 * RADIUS * np.stack([grid.middles(frames[:, number]) for number, grid in enumerate(grids)], axis=1)
     found = solver(torch.from_numpy(x.reshape(-1, x.shape[2])))
-    return found.frames.numpy().reshape(x.shape) * units[:, None], found.gap.tolist()
+    y = x + weight * (found.frames.numpy().reshape(x.shape) - x)
+    return y * units[:, None], found.gap.tolist()
