@@ -315,7 +315,7 @@ def test_only_a_changed_strategy_of_ones_own_trains_again_by_itself(project):
     assert trained()[0] == {"mine"}
     replace(project / "src/pdunroll/errors.py", "import math\n", "import cmath\nimport math\n")
     assert "all 2 trainings are finished" in trained()[1]
-    replace(project / "src/pdunroll/core/gradients.py", "import torch\n", "import cmath\nimport torch\n")
+    replace(project / "src/pdunroll/core/unroll.py", "import torch\n", "import cmath\nimport torch\n")
     names, printed = trained()
     assert names == set()
     assert "2 finished trainings by another version of pdunroll are kept: " in printed
