@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from ruamel.yaml import YAML
 
 import pdunroll
 from conftest import ROOT, SMOKE_RUNS, command, environment, replace, repro, table
@@ -241,15 +242,19 @@ def test_dvc_runs_the_chain_once_and_then_what_changed(folder):
     assert settings["evaluation"]["frames"] == 63
 
 
-def test_the_committed_lock_has_the_stages_and_settings_of_the_demo(call, tmp_path):
-    assert call("settings", "experiment=demo").status == 0
-    settings = yaml.safe_load((tmp_path / "outputs/demo/settings.yaml").read_text())
+@pytest.mark.parametrize("experiment", ["demo", "paper"])
+def test_the_committed_lock_has_the_stages_and_settings_of_today(call, tmp_path, experiment):
+    assert call("settings", f"experiment={experiment}").status == 0
+    settings = yaml.safe_load((tmp_path / f"outputs/{experiment}/settings.yaml").read_text())
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-    for name, recorded in yaml.safe_load((ROOT / "dvc.lock").read_text())["stages"].items():
-        stage = name.removesuffix("@demo")
-        assert recorded["cmd"] == stages[stage]["do"]["cmd"].replace("${item}", "demo")
-        for section, given in recorded.get("params", {}).get("outputs/demo/settings.yaml", {}).items():
-            assert given == settings[section], f"dvc.lock is old: {stage} {section}"
+    lock = YAML(typ="safe").load(ROOT / "dvc.lock")["stages"]  # in YAML 1.2, where 1e-08 is a number
+    names = [name for name in lock if name.endswith(f"@{experiment}")]
+    assert {"settings", "prepare", "sweep", "operators", "evaluate", "figures"} <= {n.split("@")[0] for n in names}
+    for name in names:
+        stage, recorded = name.split("@")[0], lock[name]
+        assert recorded["cmd"] == stages[stage]["do"]["cmd"].replace("${item}", experiment)
+        for section, given in recorded.get("params", {}).get(f"outputs/{experiment}/settings.yaml", {}).items():
+            assert given == settings[section], f"dvc.lock is old: {name} {section}"
 
 
 def test_operators_can_be_pushed_and_pulled(folder):
