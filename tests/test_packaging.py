@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -75,7 +76,8 @@ def test_wheel_and_sdist_work_outside_of_a_clone(tmp_path):
         assert f"pdunroll/{name}" in names
     venv.create(away / "venv", with_pip=True)
     python = away / "venv/bin/python"
-    subprocess.run([python, "-m", "pip", "install", "--quiet", wheel], check=True, cwd=away)
+    own = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}  # where pip would find pdunroll
+    subprocess.run([python, "-m", "pip", "install", "--quiet", wheel], check=True, cwd=away, env=own)
     environment = {"PATH": f"{away}/venv/bin:/usr/bin:/bin"}
     for command, status in (
         (["python", "-c", USE], 0),
