@@ -33,6 +33,7 @@ LISTED = {
     "python -m pdunroll dashboard": "needs an account; tests/report/test_dashboard.py has a server on loopback",
     "python -m pdunroll train -m experiment=paper": "takes hours",
     "python -m pdunroll train -m experiment=declip": "takes half an hour",
+    "python -m pdunroll train -m experiment=few": "takes minutes, on the corpus",
     "python -m pdunroll train -m experiment=quick sweep=": "takes hours",
     "python -m pdunroll train -m experiment=quick network.step_norm=spectral": "takes half an hour",
     "python -m pdunroll evaluate experiment=paper": "takes hours",
