@@ -26,8 +26,7 @@ import numpy as np
 import soundfile
 import torch
 from numpy.typing import NDArray
-from restorations import overlapping, sentences
-from scipy import stats
+from restorations import interval, overlapping, sentences
 
 import pdunroll
 from pdunroll.files import read_table, write_table
@@ -133,14 +132,6 @@ def measure(truths: list[NDArray], split: str, *, by_dct: bool) -> list[dict[str
             rows.append({**row, "least_gain_db": round(float(gain.min()), 3), "number": len(sdr)})
             print(*rows[-1].values(), flush=True)
     return rows
-
-
-def interval(values: NDArray) -> tuple[float, float]:
-    """Return the 95% interval of a mean, by a bootstrap."""
-    if np.ptp(values) == 0.0:
-        return float(values[0]), float(values[0])
-    found = stats.bootstrap((values,), np.mean, method="percentile", rng=0).confidence_interval
-    return round(float(found.low), 3), round(float(found.high), 3)
 
 
 def recordings(folder: Path) -> list[NDArray]:

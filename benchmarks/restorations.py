@@ -23,6 +23,7 @@ from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -36,7 +37,7 @@ from pdunroll.evaluation.quality import measures
 from pdunroll.files import read_table, write_table
 from pdunroll.restore import operator_file
 from pdunroll.restore.depths import CHOICES
-from pdunroll.restore.solvers import ITERATIONS, RADIUS, Solver, for_accuracy, for_listening
+from pdunroll.restore.solvers import ITERATIONS, RADIUS, Restored, Solver, for_accuracy, for_listening
 from pdunroll.speech.frames import load, read_manifest
 from pdunroll.speech.overlap import averaged
 from pdunroll.training.run_folder import finished_runs
@@ -154,19 +155,20 @@ def few(folder: Path, prepared: Path) -> dict[str, Restore]:
     for run in finished_runs(folder, read_manifest(prepared)["digest"], folder.name):
         operator = torch.from_numpy(run.operator())
         for shifts in (1, 8):
-            unrolled = partial(pdunroll.unroll, operator, radius=RADIUS, iterations=run.iterations, **run.steps)
             name = f"{run.key.backprop}, {run.iterations} iterations, {shifts} shifts"
-            found[name] = partial(network, unrolled, operator.shape[1], shifts)
+            solver = partial(by_network, iterations=run.iterations, **run.steps)
+            found[name] = partial(overlapping, operator, shifts, solver)
     return found
 
 
-def network(unrolled: Callable[[torch.Tensor], torch.Tensor], n: int, shifts: int, x: NDArray) -> NDArray:
-    """Restore a sentence by a network for frames of n samples, averaged over shifted grids."""
+def by_network(operator: torch.Tensor, **options: Any) -> Solver:
+    """Return a solver that runs a network with these options of `unroll`, in float32; it knows no duality gaps."""
 
-    def restore(frames: NDArray) -> NDArray:
-        return unrolled(torch.from_numpy(frames[:, 0].astype(np.float32))).double().numpy()[:, None]
+    def restore(x: torch.Tensor) -> Restored:
+        y = pdunroll.unroll(operator, x.float(), radius=RADIUS, **options).double()
+        return Restored(y, y.new_full((len(y),), torch.nan))
 
-    return np.concatenate([result[:, 0] for _, result in averaged([x[:, None]], n, shifts, restore)])
+    return restore
 
 
 def sentences(prepared: Path, split: str) -> list[NDArray]:
@@ -201,12 +203,19 @@ def table(chosen: dict[str, Restore], truths: list[NDArray], path: Path, jobs: i
             values = scores[measure].dropna().to_numpy()
             row[measure] = round(values.mean(), 3)
             if measure != "seconds":
-                interval = stats.bootstrap((values,), np.mean, method="percentile", rng=0).confidence_interval
-                row[f"{measure}_low"], row[f"{measure}_high"] = round(interval.low, 3), round(interval.high, 3)
+                row[f"{measure}_low"], row[f"{measure}_high"] = interval(values)
         rows.append({**row, "sentences": len(scores), "commit": commit.stdout.strip()})
         print(name, *(f"{measure} {row[measure]:.2f}" for measure in MEASURES), flush=True)
         write_table(path, rows)
     return pd.DataFrame(rows)
+
+
+def interval(values: NDArray) -> tuple[float, float]:
+    """Return the 95% interval of a mean, by a bootstrap."""
+    if np.ptp(values) == 0.0:
+        return float(values[0]), float(values[0])
+    found = stats.bootstrap((values,), np.mean, method="percentile", rng=0).confidence_interval
+    return round(float(found.low), 3), round(float(found.high), 3)
 
 
 def draw(means: pd.DataFrame, path: Path) -> None:

@@ -125,7 +125,7 @@ class Taped(Backprop):
     def input_gradients(
         self, engine: Engine, K: Tensor, x: Tensor, y: Tensor, kept: tuple[Any, ...], iterations: int, grad: Tensor
     ) -> InputGradients:
-        """Return the gradients with respect to x, the radius and the step sizes, from a second backward pass."""
+        """Return the gradients with respect to x, the radius, the step sizes and K, from one backward pass."""
         length, tapes = self.length(iterations), self.tapes(engine, K, kept, iterations)
         return input_gradients(engine, K, x, tapes, length, y, grad, from_start=length == iterations)
 

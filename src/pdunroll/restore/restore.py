@@ -233,10 +233,10 @@ def write(
 
 
 def restore(solver: Solver, frames: NDArray, grids: list[Grid], weight: float = 1.0) -> tuple[NDArray, list[float]]:
-    """Restore frames.
+    """Restore frames in units of their cells and weight them against the middles of the cells.
 
     Args:
-        solver: restores frames in units of their cells.
+        solver: restores frames in these units.
         frames: samples, (B, channels, n).
         grids: the grid of each channel.
         weight: from 0, the middles of the cells, to 1, the frames that the solver returns.
