@@ -380,7 +380,7 @@ def test_states(smoke, call, tmp_path, name, path, change, named):
 
 def test_installed_without_the_repository(call, tmp_path, monkeypatch):
     importlib.import_module("pdunroll.commands.prepare")  # whose decorator takes CONF for good
-    monkeypatch.setattr("pdunroll.config.CONF", str(tmp_path / "conf"))
+    monkeypatch.setattr("pdunroll.commands.config.CONF", str(tmp_path / "conf"))
     refused(call("prepare", SMOKE), "conf is missing", "clone")
     assert not any(tmp_path.iterdir())
 

@@ -19,9 +19,9 @@ from pytorch_lightning import Callback
 from pytorch_lightning.loggers import Logger
 
 import pdunroll
+from pdunroll.commands.config import Config
 from pdunroll.commands.entry import CONF, InputError, build, settings
 from pdunroll.commands.help import explained
-from pdunroll.config import Config
 from pdunroll.speech.sources import IEEE, Folder, Synthetic
 from pdunroll.training.objectives import Objective
 

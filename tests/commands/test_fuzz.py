@@ -26,7 +26,8 @@ from hypothesis import strategies as st
 import pdunroll
 from pdunroll.errors import InputError
 from pdunroll.evaluation.tables import read_provenance, read_results
-from pdunroll.report.figures import footnote, summary
+from pdunroll.report.results import summary
+from pdunroll.report.style import footnote
 from pdunroll.restore import grid as levels
 from pdunroll.restore import operator_file as operators
 from pdunroll.restore import recordings

@@ -213,7 +213,7 @@ def test_whole_tables_are_read_as_they_were_written(outputs, smoke):
 @pytest.mark.parametrize("value", WRONG)
 @pytest.mark.parametrize("key", ["command", "seeds", "commit", "data", "test_frames"])
 def test_provenance_of_a_wrong_type_is_refused_or_used(outputs, key, value):
-    from pdunroll.report.figures import footnote
+    from pdunroll.report.style import footnote
 
     path = outputs / "provenance.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from pdunroll.commands.config import Config
 from pdunroll.commands.entry import entry
-from pdunroll.config import Config
 
 
 @entry

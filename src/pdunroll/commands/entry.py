@@ -14,8 +14,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from pdunroll.commands import help
+from pdunroll.commands.config import CONF, Config, Trainer, check_settings
 from pdunroll.commands.start import one_line_errors
-from pdunroll.config import CONF, Config, Trainer, check_settings
 from pdunroll.errors import InputError
 
 # The settings in which the trainings of one table may differ.

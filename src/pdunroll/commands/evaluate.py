@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
+from pdunroll.commands.config import Config
 from pdunroll.commands.entry import build, entry, given
-from pdunroll.config import Config
 
 
 @entry

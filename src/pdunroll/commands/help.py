@@ -11,7 +11,7 @@ from typing import Any, get_type_hints
 
 from omegaconf import OmegaConf
 
-from pdunroll.config import Config
+from pdunroll.commands.config import Config
 
 FIELD = re.compile(r"^    (?P<name>\w+): (?P<type>[^=#]+?)(?: = .*?)?(?:  # (?P<comment>.*))?$")
 TEMPLATE = """\

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pdunroll.commands.config import Config
 from pdunroll.commands.entry import entry
-from pdunroll.config import Config
 
 
 @entry

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from contextlib import suppress
 
+from pdunroll.commands.config import Config
 from pdunroll.commands.entry import build, entry
-from pdunroll.config import Config
 
 
 @entry

@@ -13,8 +13,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pdunroll.commands.config import Config
 from pdunroll.commands.entry import build, entry, given
-from pdunroll.config import Config
 
 
 @entry

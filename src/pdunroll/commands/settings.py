@@ -16,8 +16,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
+from pdunroll.commands.config import CONF, Config
 from pdunroll.commands.entry import entry
-from pdunroll.config import CONF, Config
 from pdunroll.errors import InputError
 from pdunroll.files import atomic, digest
 from pdunroll.training.code_digest import source_digest

@@ -85,7 +85,7 @@ def require_clone() -> None:
     """Raise `InputError` if the settings or the packages of the pipeline are missing."""
     if find_spec("hydra") is None:
         raise InputError("this command is part of the pipeline; install it from a clone: pip install -e '.[pipeline]'")
-    from pdunroll.config import CONF
+    from pdunroll.commands.config import CONF
 
     if not Path(CONF).is_dir():
         raise InputError(f"{CONF} is missing; the pipeline runs from a clone: pip install -e 'FOLDER[pipeline]'")
@@ -107,7 +107,7 @@ def run(name: str) -> None:
 
 def _not_an_option(arguments: list[str]) -> InputError:
     """Return the error for the first argument that selects a file which its group does not have."""
-    from pdunroll.config import CONF
+    from pdunroll.commands.config import CONF
 
     for argument in arguments:
         group, _, option = argument.partition("=")

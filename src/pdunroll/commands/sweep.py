@@ -9,9 +9,9 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from pdunroll.commands.config import Config
 from pdunroll.commands.entry import require_machine, settings
 from pdunroll.commands.start import one_line_errors
-from pdunroll.config import Config
 from pdunroll.errors import InputError
 
 

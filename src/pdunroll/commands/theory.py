@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 
+from pdunroll.commands.config import CONF, Config
 from pdunroll.commands.entry import build, entry
-from pdunroll.config import CONF, Config
 from pdunroll.errors import InputError
 
 if TYPE_CHECKING:

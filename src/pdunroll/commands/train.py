@@ -16,8 +16,8 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
+from pdunroll.commands.config import Config
 from pdunroll.commands.entry import build, entry, require_machine
-from pdunroll.config import Config
 from pdunroll.errors import DivergenceError
 from pdunroll.processes import end_with_parent
 

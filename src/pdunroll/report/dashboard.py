@@ -26,7 +26,7 @@ from pdunroll.training.run_key import RunKey
 if TYPE_CHECKING:
     from types import ModuleType
 
-    from pdunroll.config import Tracking
+    from pdunroll.training.tracking import Tracking
 
 log = logging.getLogger(__name__)
 

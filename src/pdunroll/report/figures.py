@@ -21,7 +21,6 @@ from pdunroll.evaluation.convergence import convergence_iterations
 from pdunroll.evaluation.tables import read_provenance, read_results
 from pdunroll.files import atomic
 from pdunroll.report import registry
-from pdunroll.report.goal import goal
 from pdunroll.report.panels import (
     finish_curves,
     label_errors,
@@ -34,8 +33,9 @@ from pdunroll.report.panels import (
     style,
     trained,
 )
-from pdunroll.report.style import save, set_style
-from pdunroll.training.run_key import MASK_TITLES, RunKey, Setting, after_training_iterations, by_operator, settings_in
+from pdunroll.report.results import goal, summary
+from pdunroll.report.style import footnote, save, set_style
+from pdunroll.training.run_key import MASK_TITLES, RunKey, Setting, by_operator, settings_in
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -92,15 +92,6 @@ def draw(
     return lines
 
 
-def footnote(provenance: dict[str, Any]) -> str:
-    """Return the line that says how a figure was made."""
-    seeds = ", ".join(map(str, provenance["seeds"]))
-    return (
-        f"{provenance['command']}   seed {seeds}   commit {provenance['commit'][:12]}   "
-        f"data: {provenance['data'][:35]}   {provenance['test_frames']} test frames"
-    )
-
-
 @registry.figure(
     "figures/regimes",
     "Test error, and training time, against the number of iterations in training",
@@ -121,14 +112,12 @@ def regimes(
     figure, axes = panels(names, 4.4, 1.5)
     runtime_axes: list[Axes] = []
     for ax, name in zip(axes, names, strict=True):
-        bars = ax.twinx()
-        runtime_axes.append(bars)
-        bars.set_visible(runtime)
-        ax.set_zorder(bars.get_zorder() + 1)  # curves above the bars
-        ax.patch.set_visible(False)
-        bars.grid(False)
+        if runtime:
+            runtime_axes.append(ax.twinx())
+            draw_times(runtime_axes[-1], training, name, position)
+            ax.set_zorder(runtime_axes[-1].get_zorder() + 1)  # curves above the bars
+            ax.patch.set_visible(False)
         draw_errors(ax, rows, optima, name, position)
-        draw_times(bars, training, name, position)
         line_without_training(ax, optima)
         mark_regimes(ax, depths, regime_borders)
         ax.set_title("\n".join(name.titles), pad=20)
@@ -136,11 +125,13 @@ def regimes(
         ax.set_xlabel("iterations in training, L")
         ax.set_yscale("log")
         label_errors(ax)
-    top = 1.6 * max(ax.get_ylim()[1] for ax in runtime_axes)
-    for ax in runtime_axes:
-        ax.set_ylim(0, top)
-        ax.tick_params(labelsize=8)
-    runtime_axes[-1].set_ylabel("runtime of training, s (bars)")
+    if runtime:
+        top = 1.6 * max(ax.get_ylim()[1] for ax in runtime_axes)
+        for ax in runtime_axes:
+            ax.set_ylim(0, top)
+            ax.grid(False)
+            ax.tick_params(labelsize=8)
+        runtime_axes[-1].set_ylabel("runtime of training, s (bars)")
     figure.legend(*labels_of(axes), loc="outside lower center", borderaxespad=1.8, ncols=3, fontsize=8)
     figure.suptitle("Regimes: classical inference (L iterations) and optimality inference (certified optimum)")
     return figure
@@ -335,22 +326,3 @@ def speed(evaluation: list[Row], optima: list[Row]) -> Figure:
     finish_curves(figure, list(axes[0]))
     figure.suptitle("Interpretability and speed: one point a training (numbers: L; filled: spectral step sizes)")
     return figure
-
-
-def summary(evaluation: list[Row], optima: list[Row], training: list[Row], observed: str = "quantized") -> str:
-    """Return the results as a short table for the terminal."""
-    unrestored = next(row["mse"] for row in evaluation if row["backprop"] == "none")
-    dct = [row["optimum_mse"] for row in optima if row["backprop"] == "dct"][-1]
-    classical, seconds = after_training_iterations(evaluation), by_operator(training, "seconds")
-    lines = [
-        f"test MSE   {observed} {unrestored:.3e}   DCT at the optimum {dct:.3e}",
-        f"{'mask':<12}{'step norm':<12}{'backprop':<22}{'L':>5}{'after L':>12}{'at the optimum':>16}{'training':>11}",
-    ]
-    for row in trained(optima):
-        key = RunKey.from_row(row)
-        label = key.mode.label + (f", seed {key.seed}" if key.seed else "")
-        lines.append(
-            f"{key.primal_mask:<12}{key.step_norm:<12}{label:<22}{key.l_training:>5}"
-            f"{classical[key]:>12.3e}{row['optimum_mse']:>16.3e}{seconds[key]:>9.1f} s"
-        )
-    return "\n".join(lines)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pdunroll.files import atomic
 
@@ -18,6 +18,15 @@ def set_style() -> None:
 
     matplotlib.use("Agg")
     matplotlib.rcParams.update({"svg.hashsalt": "pdunroll", "font.size": 9, "axes.grid": True, "grid.alpha": 0.25})
+
+
+def footnote(provenance: dict[str, Any]) -> str:
+    """Return the line that says how a figure was made."""
+    seeds = ", ".join(map(str, provenance["seeds"]))
+    return (
+        f"{provenance['command']}   seed {seeds}   commit {provenance['commit'][:12]}   "
+        f"data: {provenance['data'][:35]}   {provenance['test_frames']} test frames"
+    )
 
 
 def save(figure: Figure, stem: Path, origin: str) -> None:

@@ -7,14 +7,21 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from pdunroll.config import Tracking
 from pdunroll.errors import InputError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from wandb import Run
+
+
+class Tracking(Protocol):
+    """Where to log: online, offline or disabled; the project; the user or team, None for that of the login."""
+
+    mode: str
+    project: str
+    entity: str | None
 
 
 @contextmanager

@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 from pytorch_lightning.loggers import Logger, WandbLogger
 
-from pdunroll.config import Tracking
 from pdunroll.core.compiled import product_name
 from pdunroll.core.gradients import Backprop
 from pdunroll.errors import DivergenceError
@@ -26,7 +25,7 @@ from pdunroll.training.module import UnrolledTraining
 from pdunroll.training.objectives import Objective
 from pdunroll.training.run_folder import STEPS, RunFolder, claimed, environment, identify
 from pdunroll.training.run_key import RunKey
-from pdunroll.training.tracking import conclude, tracked
+from pdunroll.training.tracking import Tracking, conclude, tracked
 
 log = logging.getLogger(__name__)
 

@@ -24,7 +24,7 @@ from pdunroll.errors import (
     require_within,
 )
 
-CONF = str(Path(__file__).resolve().parents[2] / "conf")
+CONF = str(Path(__file__).resolve().parents[3] / "conf")
 MOST = 10**9  # the upper bound of counts
 
 
