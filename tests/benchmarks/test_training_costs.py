@@ -14,6 +14,7 @@ sys.path.append(str(ROOT / "benchmarks"))
 import training
 
 
+@pytest.mark.slow
 def test_it_writes_its_tables(smoke, tmp_path):
     shutil.copytree(smoke / "outputs/smoke/prepared", tmp_path / "prepared")
     small = ["--depths", "2", "9", "--rounds", "1", "--jobs", "1"]

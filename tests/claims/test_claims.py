@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
+from conftest import copy_results
 from pdunroll.claims import registry
 from pdunroll.claims.case import comparable
 from pdunroll.claims.registry import MODES
@@ -478,7 +479,7 @@ def test_only_trainings_with_the_same_seeds_are_compared():
 
 
 def test_the_smoke_chain(smoke, call, tmp_path):
-    shutil.copytree(smoke, tmp_path, dirs_exist_ok=True)
+    copy_results(smoke, tmp_path)
     outcome = call("verdicts", "experiment=smoke")
     assert outcome.status == 0, outcome.err
     with (tmp_path / "outputs/smoke/verdicts.csv").open() as file:

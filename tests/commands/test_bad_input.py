@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import pdunroll
-from conftest import Outcome, command, refused, state
+from conftest import copy_results, refused, state
 from pdunroll.errors import InputError
 from pdunroll.files import write_json
 from pdunroll.speech.sources import read_audio
@@ -365,7 +365,7 @@ STATES = [
     ("name", "path", "change", "named"), STATES, ids=[f"{s[0]}-{Path(s[1]).name}-{k}" for k, s in enumerate(STATES)]
 )
 def test_states(smoke, call, tmp_path, name, path, change, named):
-    shutil.copytree(smoke, tmp_path, dirs_exist_ok=True, symlinks=True)
+    copy_results(smoke, tmp_path)
     change(tmp_path / path)
     before = state(tmp_path)
     arguments = ["hydra.run.dir=multirun/smoke", f"run={CELL}", "network.iterations=3"] if name == "train" else []
@@ -400,19 +400,18 @@ def small_disk(tmp_path):
 @pytest.mark.parametrize(
     ("name", "bytes_left"),
     [
-        ("prepare", 200_000), ("train", 20_000), ("evaluate", 4_096), ("theory", 8_192), ("figures", 20_000),
-        ("quality", 60_000), ("verdicts", 0),
+        ("prepare", 200_000), ("train", 20_000), ("evaluate", 4_096), ("figures", 20_000), ("verdicts", 0),
+        pytest.param("theory", 8_192, marks=pytest.mark.slow), pytest.param("quality", 60_000, marks=pytest.mark.slow),
     ],
 )  # fmt: skip
-def test_full_disk(smoke, small_disk, name, bytes_left):
+def test_full_disk(smoke, small_disk, call, name, bytes_left):
     for part in ("multirun", "outputs"):
         shutil.copytree(smoke / part, small_disk / part, symlinks=True, ignore=shutil.ignore_patterns("wandb", "*.log"))
     shutil.rmtree(small_disk / "outputs/smoke/errors") if name == "evaluate" else None
     before = state(small_disk)
     free = os.statvfs(small_disk)
     (small_disk / "filler").write_bytes(bytes(free.f_bavail * free.f_frsize - bytes_left))
-    done = command(name, SMOKE, "tracking=off", *(["seed=5"] if name == "train" else []), cwd=small_disk)
-    refused(Outcome(done.returncode, done.stdout, done.stderr), "space")
+    refused(call(name, SMOKE, "tracking=off", *(["seed=5"] if name == "train" else []), cwd=small_disk), "space")
     (small_disk / "filler").unlink()
     after = state(small_disk)
     assert {key: after.get(key) for key in before} == before

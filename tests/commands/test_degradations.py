@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from conftest import command, table
+from conftest import refused, table
 
 STAGES = ("evaluate", "theory", "quality", "figures", "verdicts", "report")
 
@@ -19,19 +19,19 @@ STAGES = ("evaluate", "theory", "quality", "figures", "verdicts", "report")
         pytest.param("quantized_clipped", "quantized and clipped", marks=pytest.mark.slow),
     ],
 )
-def test_the_chain_runs_with_a_degradation(tmp_path, degradation, name):
+def test_the_chain_runs_with_a_degradation(call, tmp_path, degradation, name):
     common = [
         "experiment=smoke", "name=other", f"degradation={degradation}", "tracking=off",
         "theory.runs=[full-active_set-spectral-L10-seed0]", "evaluation.iterations=300",
     ]  # fmt: skip
 
     def run(stage, *more):
-        done = command(stage, *more, *common, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        done = call(stage, *more, *common)
+        assert done.status == 0, done.err
+        return done.out
 
     assert f"{name} MSE" in run("prepare")
-    run("train", "-m", "backprop=full,truncated", "network.iterations=10", "network.step_norm=spectral")
+    run("train", "-m", "backprop=full,truncated,implicit", "network.iterations=10", "network.step_norm=spectral")
     printed = {stage: run(stage) for stage in STAGES}
     outputs = tmp_path / "outputs/other"
     assert f"test MSE   {name} " in printed["figures"]
@@ -39,7 +39,7 @@ def test_the_chain_runs_with_a_degradation(tmp_path, degradation, name):
     assert metrics["dct-spectral"] < metrics[name]  # the optimum is nearer to the truth
     assert all(float(row["certified"]) == 1 for row in table(outputs / "optima.csv"))
     gains = {row["restoration"]: float(row["gain"]) for row in table(outputs / "quality_summary.csv")[::2]}
-    assert set(gains) == {name, "dct", "full", "truncated"}
+    assert set(gains) == {name, "dct", "full", "truncated", "implicit"}
     assert gains["dct"] > 0
     assert f">{name} MSE<" in (outputs / "report.html").read_text()
     verdicts = table(outputs / "verdicts.csv")
@@ -48,6 +48,5 @@ def test_the_chain_runs_with_a_degradation(tmp_path, degradation, name):
         "settings"
     ]
     assert set(settings["data"]) > {"name", "frame_length", "bits"}
-    refused = command("train", "experiment=smoke", "name=other", "tracking=off", cwd=tmp_path)
-    assert refused.returncode == 2
-    assert "was prepared with data." in refused.stderr
+    assert "implicit" in (outputs / "figures/regimes.svg").read_text()
+    refused(call("train", "experiment=smoke", "name=other", "tracking=off"), "was prepared with data.")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 
 import numpy as np
 import pytest
 import torch
 
 import pdunroll
+from conftest import copy_results
 from pdunroll.files import read_table, write_json
 from pdunroll.speech.frames import load
 
@@ -21,7 +21,7 @@ RUN = "full-active_set-frobenius-L10-seed0"
 @pytest.fixture
 def folder(smoke, tmp_path):
     """A copy of the smoke chain, to be added to."""
-    shutil.copytree(smoke, tmp_path, dirs_exist_ok=True, symlinks=True)
+    copy_results(smoke, tmp_path)
     return tmp_path
 
 

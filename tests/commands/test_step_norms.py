@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ import pytest
 import torch
 
 import pdunroll
-from conftest import SMOKE_RUNS, command
+from conftest import SMOKE_RUNS, called, copy_results
 from pdunroll.errors import InputError
 from pdunroll.files import read_table, write_json
 from pdunroll.restore import operator_file as operators
@@ -27,18 +26,16 @@ CHANGES = ("network.step_norm=spectral", "backprop=full", "network.iterations=10
 def mixed(smoke, tmp_path_factory) -> Path:
     """The smoke chain with one more training, of the spectral norm, evaluated and judged again."""
     folder = tmp_path_factory.mktemp("mixed")
-    shutil.copytree(smoke, folder, dirs_exist_ok=True, symlinks=True)
+    copy_results(smoke, folder)
     for name, *arguments in (("train", "-m", *CHANGES), ("evaluate",), ("verdicts",), ("figures",), ("report",)):
-        done = command(name, *arguments, SMOKE, "tracking=off", cwd=folder)
-        assert done.returncode == 0, done.stderr
-        (folder / f"{name}.out").write_text(done.stdout + done.stderr)
+        assert called(name, *arguments, SMOKE, "tracking=off", cwd=folder) == 0
     return folder
 
 
 @pytest.fixture
 def folder(smoke, tmp_path) -> Path:
     """A copy of the smoke chain, to be changed."""
-    shutil.copytree(smoke, tmp_path, dirs_exist_ok=True, symlinks=True)
+    copy_results(smoke, tmp_path)
     return tmp_path
 
 

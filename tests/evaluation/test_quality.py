@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
-from conftest import settings_of, table
+from conftest import copy_results, settings_of, table
 from pdunroll.evaluation import quality
 from pdunroll.files import read_table, write_table
 from pdunroll.speech.frames import load, read_manifest
@@ -76,7 +75,7 @@ def test_summary_is_the_mean_and_the_paired_gain():
 
 @pytest.fixture
 def finished(smoke, tmp_path):
-    shutil.copytree(smoke, tmp_path, dirs_exist_ok=True)
+    copy_results(smoke, tmp_path)
     return tmp_path
 
 

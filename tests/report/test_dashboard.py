@@ -18,7 +18,7 @@ import pytest
 
 pytest.importorskip("wandb_workspaces")
 
-from conftest import command
+from conftest import called, command, copy_results
 
 CLAIM = {
     "claim": "c", "primal_mask": "active_set", "step_norm": "frobenius", "verdict": "holds", "estimate": 1.5,
@@ -30,13 +30,13 @@ CLAIM = {
 def finished(smoke, tmp_path_factory) -> Path:
     """The smoke chain with a verdict and one sentence, and its dashboard made offline."""
     folder = tmp_path_factory.mktemp("dashboard")
-    shutil.copytree(smoke, folder, dirs_exist_ok=True)
+    copy_results(smoke, folder)
     outputs = folder / "outputs/smoke"
     with (outputs / "verdicts.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(CLAIM))
         writer.writeheader()
         writer.writerows([CLAIM, {**CLAIM, "verdict": "undecided", "estimate": None, "low": None, "high": None}])
-    assert command("quality", "experiment=smoke", "quality.listen=1", cwd=folder).returncode == 0
+    assert called("quality", "experiment=smoke", "quality.listen=1", cwd=folder) == 0
     done = command("dashboard", "experiment=smoke", cwd=folder)
     assert done.returncode == 0, done.stderr
     (folder / "dashboard.out").write_text(done.stdout + done.stderr)

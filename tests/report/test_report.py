@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from conftest import called, copy_results
 from pdunroll.evaluation.quality import KEY
 from pdunroll.files import write_json, write_table
 from pdunroll.report import registry
@@ -30,10 +31,8 @@ VERDICTS = ("holds", "does not hold", "undecided")
 @pytest.fixture(scope="module")
 def page(smoke, tmp_path_factory) -> Path:
     """The report of the smoke chain, with verdicts, quality and audio made up."""
-    from conftest import command
-
     folder = tmp_path_factory.mktemp("report")
-    shutil.copytree(smoke, folder, dirs_exist_ok=True)
+    copy_results(smoke, folder)
     outputs = folder / "outputs/smoke"
     write_table(outputs / "verdicts.csv", [
         {"claim": f"claim-{number}", "primal_mask": "active_set", "step_norm": "frobenius", "verdict": verdict,
@@ -55,8 +54,7 @@ def page(smoke, tmp_path_factory) -> Path:
             "file": f"0-{restoration}.wav",
         })  # fmt: skip
     write_json(outputs / "audio/index.json", entries)
-    done = command("report", "experiment=smoke", cwd=folder)
-    assert done.returncode == 0, done.stderr
+    assert called("report", "experiment=smoke", cwd=folder) == 0
     return outputs / "report.html"
 
 
@@ -104,7 +102,7 @@ def test_ids_of_inlined_figures_do_not_meet():
 
 
 def test_parts_that_have_not_been_made_name_their_command(smoke, call, tmp_path):
-    shutil.copytree(smoke, tmp_path, dirs_exist_ok=True)
+    copy_results(smoke, tmp_path)
     for name in ("verdicts.csv", "quality_summary.csv"):
         (tmp_path / "outputs/smoke" / name).unlink(missing_ok=True)
     shutil.rmtree(tmp_path / "outputs/smoke/audio", ignore_errors=True)
@@ -118,7 +116,7 @@ def test_a_section_of_ones_own_is_one_function(smoke, call, tmp_path, monkeypatc
     monkeypatch.setattr(registry, "SECTIONS", dict(registry.SECTIONS))
     registry.section("mine", "My heading")(lambda experiment: f"<p>{len(experiment.training)} trainings</p>")
     registry.section("empty", "Nothing")(lambda experiment: "")
-    shutil.copytree(smoke, tmp_path, dirs_exist_ok=True)
+    copy_results(smoke, tmp_path)
     assert call("report", "experiment=smoke").status == 0
     text = (tmp_path / "outputs/smoke/report.html").read_text()
     assert '<section id="mine">\n<h2>My heading</h2>\n<p>4 trainings</p>' in text
@@ -139,7 +137,7 @@ def test_the_papers_figures_come_first_and_verdicts_next(page):
     ],
 )
 def test_what_it_cannot_do_without_is_named(smoke, call, tmp_path, missing, named):
-    shutil.copytree(smoke, tmp_path, dirs_exist_ok=True)
+    copy_results(smoke, tmp_path)
     path = tmp_path / "outputs/smoke" / missing
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     report = tmp_path / "outputs/smoke/report.html"

@@ -305,7 +305,7 @@ def start(folder: Path) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-def test_a_killed_training_goes_on_bit_for_bit(smoke, tmp_path):
+def test_a_killed_training_goes_on_bit_for_bit(smoke, call, tmp_path):
     cells = {}
     for name in ("undisturbed", "killed"):
         folder = tmp_path / name
@@ -321,10 +321,9 @@ def test_a_killed_training_goes_on_bit_for_bit(smoke, tmp_path):
     assert not (cells["killed"] / "operator.npy").exists()
 
     for name in cells:
-        process = start(tmp_path / name)
-        output = process.communicate()[0]
-        assert process.returncode == 0, output
-        assert ("step 4 of 192" in output) == (name == "undisturbed")  # the other one went on
+        done = call("train", *ARGUMENTS, cwd=tmp_path / name)
+        assert done.status == 0, done.err
+        assert ("step 4 of 192" in done.out) == (name == "undisturbed")  # the other one went on
 
     def results(cell: Path) -> tuple[bytes, list[dict[str, str]]]:
         with (cell / "training.csv").open() as file:
