@@ -47,10 +47,9 @@ def prepared(call, tmp_path, audio) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("setting", ["name", "run"])
+@pytest.mark.parametrize(("setting", "mode"), [("name", ()), ("run", ("-m",))])
 @pytest.mark.parametrize("value", ["../../x", "/abs", ".", "..", "''", "a/b", '"a\\nb"'])
-@pytest.mark.parametrize("mode", [(), ("-m",)])
-def test_names_that_lead_elsewhere_write_nothing(call, monkeypatch, tmp_path, setting, value, mode):
+def test_names_that_lead_elsewhere_write_nothing(call, monkeypatch, tmp_path, setting, mode, value):
     (tmp_path / "in").mkdir()
 
     monkeypatch.chdir(tmp_path / "in")
@@ -110,7 +109,7 @@ def members(session: int) -> list[int]:
     return found
 
 
-def test_a_second_sweep_with_other_settings_stops_and_says_what_differs(sweep, prepared, call):
+def test_a_second_sweep_stops_and_says_what_differs_and_workers_end_with_the_first(sweep, prepared, call):
     cells = sorted((prepared / "multirun/smoke").glob("*/run.json"))
     before = {path: path.read_text() for path in cells}
     second = ("-m", *PREPARE, *LONG, "backprop.primal_mask=active_set")
@@ -119,9 +118,6 @@ def test_a_second_sweep_with_other_settings_stops_and_says_what_differs(sweep, p
         refused(outcome, "another sweep", str(sweep.pid), changed.split("=")[0], "not", "`name`")
     assert {path: path.read_text() for path in cells} == before
     assert sweep.poll() is None
-
-
-def test_workers_end_when_the_parent_of_a_sweep_is_killed(sweep):
     assert len(members(sweep.pid)) > 2
     os.kill(sweep.pid, signal.SIGKILL)
     deadline = time.monotonic() + 10

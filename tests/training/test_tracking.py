@@ -75,15 +75,19 @@ def test_the_hook_sees_attempts(folder):
     assert (folder / "attempts").read_text() == "getaddrinfo localhost\n"
 
 
-def test_an_offline_training_makes_no_attempt_and_trained_again_leaves_one_run(folder):
+def test_an_offline_training_makes_no_attempt_and_trained_again_leaves_one_run(folder, call):
     cell = folder / "outputs/smoke/truncated30-active_set-frobenius-L3-seed0"
-    assert attempts(folder, "train", *TRAIN) == []
+    alone = ("unshare", "--map-root-user", "--net")  # without a network, where this is allowed
+    allowed = (
+        shutil.which("unshare") and not subprocess.run([*alone, "true"], capture_output=True, check=False).returncode
+    )
+    assert attempts(folder, "train", *TRAIN, before=alone if allowed else ()) == []
     (first,) = offline_runs(cell)
     assert attempts(folder, "train", *TRAIN, "optimization.learning_rate=2e-4") == []
     (second,) = offline_runs(cell)
     assert first != second
     assert b"\x0a\x04step" in next(second.glob("*.wandb")).read_bytes()  # the metric "step" is defined
-    assert attempts(folder, "train", *TRAIN, "tracking=off") == []
+    assert call("train", *TRAIN, "tracking=off").status == 0
     assert offline_runs(cell) == []
 
 
@@ -96,13 +100,6 @@ def test_an_offline_sweep_makes_no_attempt(folder):
 def test_an_offline_dashboard_makes_no_attempt(folder, tracking):
     pytest.importorskip("wandb_workspaces")
     assert attempts(folder, "dashboard", "experiment=smoke", f"tracking={tracking}") == []
-
-
-def test_an_offline_training_needs_no_network(folder):
-    alone = ("unshare", "--map-root-user", "--net")
-    if shutil.which("unshare") is None or subprocess.run([*alone, "true"], capture_output=True, check=False).returncode:
-        pytest.skip("processes without a network are not allowed here")
-    assert attempts(folder, "train", *TRAIN, before=alone) == []
 
 
 class Kept(Logger):
