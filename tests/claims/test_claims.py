@@ -290,6 +290,12 @@ def test_theorems(judged, claim, changes, verdict):
     assert {rows[other]["verdict"] for other in others} == {"holds"}
 
 
+def test_times_that_are_no_measurement_are_not_judged(judged):
+    rows = judged(BASE, "verdicts.time_margin=null")
+    assert [claim for claim, row in rows.items() if row["verdict"] == "undecided"] == ["truncated-costs-less-time"]
+    assert "shared their machine" in rows["truncated-costs-less-time"]["evidence"]
+
+
 def test_without_the_theory_stage_its_claims_are_open_and_say_so(judged):
     rows = judged(BASE._replace(theory=False))
     open_ones = [claim for claim, row in rows.items() if row["verdict"] == "undecided"]

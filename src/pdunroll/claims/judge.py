@@ -30,7 +30,7 @@ WIDTH = 116  # characters
 
 
 def judge(
-    folder: Path, *, name: str, data: str, regime_borders: Sequence[float], margin: float, time_margin: float,
+    folder: Path, *, name: str, data: str, regime_borders: Sequence[float], margin: float, time_margin: float | None,
     memory_margin: float, confidence: float, resamples: int, seed: int,
 ) -> str:  # fmt: skip
     """Judge all claims on the tables of an experiment; write verdicts.csv and verdicts.txt.
@@ -41,7 +41,7 @@ def judge(
         data: the name of its corpus.
         regime_borders: the paper's borders of the three regimes, in L.
         margin: the share of the error below which a difference counts as none.
-        time_margin: the share by which a time may differ from the claimed one.
+        time_margin: the share by which a time may differ from the claimed one; times are not judged if None.
         memory_margin: the share of full's growth below which memory counts as constant.
         confidence: the confidence level of the intervals.
         resamples: the number of bootstrap resamples.

@@ -64,7 +64,7 @@ class Thresholds(NamedTuple):
         confidence: the confidence level of the intervals.
         low: the border of regimes 1 and 2, in L.
         high: the border of regimes 2 and 3, in L.
-        time_margin: the share by which a time may differ from the claimed one.
+        time_margin: the share by which a time may differ from the claimed one; None if times are not judged.
         memory_margin: the share of full's growth below which memory counts as constant.
     """
 
@@ -72,7 +72,7 @@ class Thresholds(NamedTuple):
     confidence: float
     low: float
     high: float
-    time_margin: float
+    time_margin: float | None
     memory_margin: float
 
     def regime(self, depth: int) -> int:
@@ -140,8 +140,8 @@ def claim(
 
     Args:
         name: the value of the column `claim`.
-        statement: the claim as a sentence, in which {margin}, {low}, {high}, {time_margin}, {memory_margin} stand for
-            the thresholds, {iterations} for the most iterations in inference and {kind} for the kind of inference.
+        statement: the claim as a sentence, in which {margin}, {low}, {high} and {memory_margin} stand for the
+            thresholds, {iterations} for the most iterations in inference and {kind} for the kind of inference.
         unit: the unit of the estimate.
         about: the modes of backpropagation whose trainings the case has.
         compares: whether the claim compares these modes; unless all of them were trained with the setting, it is then

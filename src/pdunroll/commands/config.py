@@ -163,7 +163,8 @@ class Verdicts:
     """The thresholds by which claims are judged."""
 
     margin: float = setting(0.01, require_share)  # relative difference of errors that counts as none
-    time_margin: float = setting(0.25, require_share)  # allowed relative deviation from a claimed time
+    # allowed relative deviation from a claimed time; null: times are not judged, since the machine was busy
+    time_margin: float | None = setting(0.25, require_share)
     memory_margin: float = setting(0.05, require_share)  # growth, relative to that of full, that counts as none
     confidence: float = setting(0.95, require_share)  # confidence level of the intervals
     resamples: int = setting(2000, require_integer, 100, MOST)  # number of bootstrap resamples
