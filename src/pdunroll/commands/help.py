@@ -7,6 +7,7 @@ import re
 import textwrap
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
+from functools import cache
 from typing import Any, get_type_hints
 
 from omegaconf import OmegaConf
@@ -30,8 +31,9 @@ $CONFIG"""
 NODE = {"app_name": "pdunroll", "header": "", "footer": "", "template": "${pdunroll_help:}"}
 
 
+@cache  # Hydra asks for it each time it composes the settings
 def text() -> str:
-    """Return the template of the help; it reads the source of `config.py`, so that only --help should call it."""
+    """Return the template of the help, with the comments in the source of `config.py`."""
     return TEMPLATE.format(settings="\n".join(explained(Config)))
 
 
