@@ -405,8 +405,7 @@ def small_disk(tmp_path):
     ],
 )  # fmt: skip
 def test_full_disk(smoke, small_disk, call, name, bytes_left):
-    for part in ("multirun", "outputs"):
-        shutil.copytree(smoke / part, small_disk / part, symlinks=True, ignore=shutil.ignore_patterns("wandb", "*.log"))
+    copy_results(smoke, small_disk, "wandb", "*.log")
     shutil.rmtree(small_disk / "outputs/smoke/errors") if name == "evaluate" else None
     before = state(small_disk)
     free = os.statvfs(small_disk)

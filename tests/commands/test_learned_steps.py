@@ -9,20 +9,12 @@ import pytest
 import torch
 
 import pdunroll
-from conftest import copy_results
 from pdunroll.files import read_table, write_json
 from pdunroll.speech.frames import load
 
 ARGUMENTS = ("experiment=smoke", "name=learned", "prepared=outputs/smoke/prepared", "tracking=off")
 TRAIN = (*ARGUMENTS, "network.learned_steps=true", "optimization.learning_rate=1e-2", "network.iterations=10")
 RUN = "full-active_set-frobenius-L10-seed0"
-
-
-@pytest.fixture
-def folder(smoke, tmp_path):
-    """A copy of the smoke chain, to be added to."""
-    copy_results(smoke, tmp_path)
-    return tmp_path
 
 
 def test_each_training_is_evaluated_with_its_own_steps(folder, call):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import SMOKE_RUNS, called, command, table
+from conftest import SMOKE_RUNS, command, table
 from pdunroll.core.compiled import compiled_loops
 
 HERE, OPERATOR = Path(__file__).parent, "operator.npy"
@@ -18,10 +18,11 @@ OTHER_THREADS = 1e-4  # of the MSE
 
 
 def only(name: str, smoke: Path, folder: Path, *overrides: str) -> Path:
-    """Train the last cell of the smoke sweep alone; its folder."""
+    """Train the last cell of the smoke sweep alone, in a process of its own; its folder."""
     shutil.copytree(smoke / "outputs/smoke/prepared", folder / "outputs/smoke/prepared")
     cell = ("backprop=truncated", "network.iterations=10")
-    assert called("train", "experiment=smoke", "tracking=off", *cell, *overrides, cwd=folder) == 0
+    done = command("train", "experiment=smoke", "tracking=off", *cell, *overrides, cwd=folder)
+    assert done.returncode == 0, done.stderr
     return folder / "outputs/smoke" / name
 
 

@@ -32,13 +32,6 @@ def mixed(smoke, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
-def folder(smoke, tmp_path) -> Path:
-    """A copy of the smoke chain, to be changed."""
-    copy_results(smoke, tmp_path)
-    return tmp_path
-
-
 def own(rows: list[dict], *key: object) -> list[dict]:
     return [row for row in rows if (row["backprop"], row["step_norm"], row["l_training"]) == key]
 

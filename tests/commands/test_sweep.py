@@ -49,7 +49,7 @@ def test_a_failed_training_lets_the_others_go_on(prepared, call):
     done = call(
         "train", *ARGUMENTS, "backprop=full", "network.iterations=3", "network.step_norm=spectral",
         "prepared=outputs/smoke/prepared", "optimization.learning_rate=1e-4,1e30,3",
-        "name=rate${optimization.learning_rate}",
+        "name=rate${optimization.learning_rate}", "hydra.launcher.n_jobs=2",
     )  # fmt: skip
     assert done.status == 1
     assert "Traceback" not in done.out + done.err

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from conftest import copy_results, settings_of, table
+from conftest import settings_of, table
 from pdunroll.evaluation import quality
 from pdunroll.files import read_table, write_table
 from pdunroll.speech.frames import load, read_manifest
@@ -73,16 +73,10 @@ def test_summary_is_the_mean_and_the_paired_gain():
     assert 1.0 <= dct["low"] <= dct["gain"] <= dct["high"] <= 2.0
 
 
-@pytest.fixture
-def finished(smoke, tmp_path):
-    copy_results(smoke, tmp_path)
-    return tmp_path
-
-
-def test_the_command_writes_tables_and_audio(finished, call):
+def test_the_command_writes_tables_and_audio(folder, call):
     done = call("quality", "experiment=smoke", "quality.listen=1")
     assert done.status == 0, done.err
-    outputs = finished / "outputs/smoke"
+    outputs = folder / "outputs/smoke"
     rows = table(outputs / "quality.csv")
     names = {row["file"] for row in rows}
     assert len(names) == 2
@@ -122,10 +116,10 @@ def test_the_command_writes_tables_and_audio(finished, call):
 
 
 @pytest.mark.parametrize("best", [3, 10])
-def test_the_operator_is_the_one_that_validates_best_at_the_optimum(finished, monkeypatch, best):
+def test_the_operator_is_the_one_that_validates_best_at_the_optimum(folder, monkeypatch, best):
     """Not after L iterations, and not on the test frames: L = 10 is the better one there."""
-    monkeypatch.chdir(finished)
-    path = finished / "outputs/smoke/optima.csv"
+    monkeypatch.chdir(folder)
+    path = folder / "outputs/smoke/optima.csv"
     rows = read_table(path, "")
     for row in rows:
         row["validation_optimum_mse"] = 1e-4 if row["l_training"] == best else 2e-4
@@ -146,9 +140,9 @@ def test_the_operator_is_the_one_that_validates_best_at_the_optimum(finished, mo
     ]  # fmt: skip
 
 
-def test_a_training_that_was_not_evaluated_names_the_command(finished, call):
+def test_a_training_that_was_not_evaluated_names_the_command(folder, call):
     for name in ("evaluation", "optima", "training"):
-        path = finished / f"outputs/smoke/{name}.csv"
+        path = folder / f"outputs/smoke/{name}.csv"
         write_table(path, [row for row in read_table(path, "") if row["backprop"] != "truncated"])
     done = call("quality", "experiment=smoke")
     assert done.status == 2

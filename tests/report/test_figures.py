@@ -179,6 +179,7 @@ def test_regimes_shows_the_runtime_as_bars():
         assert ax.get_ylim()[1] > max(seconds(name, "full", 200, 1) for name in MASKS)
         assert ax.get_ylim() == behind[0].get_ylim()
     assert "runtime" in behind[-1].get_ylabel()
+    assert all(ax.get_visible() for ax in behind)
     assert len(regimes(*tables(), [35.0, 150.0], runtime=False).axes) == 2
 
 

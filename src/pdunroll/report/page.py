@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 def write(folder: Path, name: str, *, runs: Path, prepared: Path) -> None:
-    """Write report.html.
+    """Write report.html, all results of an experiment in one file.
 
     Args:
         folder: outputs/<name>/, with the tables of results and the figures.

@@ -48,7 +48,7 @@ class History(pl.Callback):
             logger.log_metrics(known, step=int(row["step"]))
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Start the clock."""
+        """Start the clock that measures training alone."""
         self._since = time.perf_counter()
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
