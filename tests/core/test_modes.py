@@ -161,7 +161,7 @@ def derivative(operator, truth, x, L, **settings):
     masks = engine.algorithm.problem.interior_masks(optimum.primal, optimum.dual, x.double())
     multiplier, vertex = multipliers(K.double(), masks, grad.double())
     assert vertex.all()
-    return strategy.differentiate(engine, K, kept, grad), -(multiplier.T @ optimum.primal)
+    return strategy.differentiate(engine, K, kept, grad, bound=True), -(multiplier.T @ optimum.primal)
 
 
 @pytest.mark.parametrize(("m", "n"), SHAPES)
@@ -179,6 +179,31 @@ def test_piggyback_in_single_precision(m, n):
     found, exact = derivative(*problem(m, n, dtype=torch.float32), 20, tolerance=1e-3, max_iterations=50_000)
     assert found.gradient.dtype == torch.float32
     assert relative(found.gradient.double(), exact) < 2e-3
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("m", "n"), SHAPES)
+def test_the_error_of_a_frame_is_within_its_bound(m, n, dtype):
+    operator, truth, x = problem(m, n, dtype=dtype)
+    certified = 0
+    for count in (50, 200, 1000, 3000, 10_000):
+        for frame in range(len(x)):
+            one = slice(frame, frame + 1)
+            found, exact = derivative(
+                operator, truth[one], x[one], 5, tolerance=1e-300, max_iterations=count
+            )  # which is not reached, so that all iterations are run
+            error = (found.gradient.double() - exact).norm()
+            assert error <= found.bound * (1 + 1e-6) + 1e-12 * exact.norm()  # up to rounding
+            certified += bool(found.bound < torch.inf)
+            if count == 10_000:
+                assert found.bound <= 100 * error + 1e-4 * exact.norm()
+    assert len(x) <= certified < 5 * len(x)  # the masks are those of the optimum at the end, and not from the start
+
+
+def test_masks_other_than_those_of_the_optimum_have_no_bound():
+    found, exact = derivative(*problem(), 1, tolerance=1e-300, max_iterations=50)
+    assert relative(found.gradient, exact) > 0.1
+    assert torch.isinf(found.bound).any()
 
 
 def test_piggyback_is_the_limit_at_the_optimum():
@@ -204,6 +229,10 @@ def test_the_square_of_the_error_is_the_sum_of_the_squares_of_all_changes():
 def test_trivial_frames_add_nothing_and_memory_does_not_depend_on_the_depth():
     operator, truth, x = problem()
     trivial = torch.full_like(x, ETA / 2)
+    found, _ = derivative(
+        operator, torch.cat([truth, truth]), torch.cat([x, trivial]), 10, tolerance=1e-3, max_iterations=20_000
+    )
+    assert (found.bound[len(x) :] == 0).all()
     strategy = pdunroll.Piggyback(max_iterations=200)
     alone = gradient(operator, truth, x, 10, strategy)[1]
     both = gradient(operator, truth.repeat(2, 1), torch.cat([x, trivial]), 10, strategy)[1]

@@ -13,7 +13,8 @@ on the current masks, not on those of earlier iterations, so that the masks may 
 Sources: Griewank and Faure, "Piggyback differentiation and optimization" (2003); Chambolle and Pock, "Learning
 consistent discretizations of the total variation" (SIAM J. Imaging Sci. 2021); Bogensperger, Ehrhardt, Pock, Salehi and
 Wong, "An Adaptively Inexact Method for Bilevel Learning Using Primal-Dual Style Differentiation" (J. Math. Imaging
-Vis. 67:49, 2025), who stop by an a-posteriori error bound. The estimate used here is ours.
+Vis. 67:49, 2025), who stop by an a-posteriori error bound, for strongly convex problems. Neither part of this one is
+strongly convex; the estimate and the bound used here are ours.
 """
 
 from __future__ import annotations
@@ -27,10 +28,12 @@ from torch import Tensor
 from pdunroll.core.chambolle_pock import Adjoint, ChambollePock, Iterate
 from pdunroll.core.engine import Engine
 from pdunroll.core.gradients import Backprop
+from pdunroll.core.polish import polish, reduced_operator
 from pdunroll.core.problem import Box, MaskOf, Masks, Observation
 from pdunroll.errors import InputError, require_integer, require_positive
 
 BLOCK = 50  # iterations with the same masks, between two checks
+OPTIMAL = 1e-10  # the relative duality gap, computed in float64, of a vertex that is taken as the optimum
 
 
 class Derivative(NamedTuple):
@@ -39,6 +42,9 @@ class Derivative(NamedTuple):
     gradient: Tensor  # of the loss with respect to K  (m, n)
     error: Tensor  # the estimated relative error of each frame's multiplier, infinite where masks still change  (B,)
     iterations: Tensor  # taken beyond L; 0 for trivial frames  (B,)
+    bound: (
+        Tensor | None
+    )  # of the error of each frame's part of the gradient, if it was asked for; see `error_bound`  (B,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +61,10 @@ class Piggyback(Backprop):
     The masks are those of the vertex after finitely many iterations, and then S_P and S_D converge linearly, so
     that for tolerance -> 0 and max_iterations -> inf the result is -lambda (y*)^T with Ktilde^T lambda = grad_P,
     the derivative of y* applied to `grad`, the loss's gradient at y^L. For L -> inf, where y^L = y*, this is the
-    certified limit, that of `Implicit`. The masks of a stopped frame are not certified, and the estimate approaches the
-    error from below. A certificate would need the smallest singular value of Ktilde, at the cost of which `Implicit`
-    solves exactly.
+    certified limit, that of `Implicit`. The estimate approaches the error from below and does not certify the masks.
+    `differentiate(..., bound=True)` returns a bound as well, which does both. It needs the smallest singular value of
+    each Ktilde, for more than the cost of the linear solves by which `Implicit` is exact, so that training uses the
+    estimate.
 
     Attributes:
         tolerance: > 0.
@@ -96,7 +103,9 @@ class Piggyback(Backprop):
         """Return the gradient, (m, n)."""
         return self.differentiate(engine, K, kept, grad).gradient
 
-    def differentiate(self, engine: Engine, K: Tensor, kept: tuple[Any, ...], grad: Tensor) -> Derivative:
+    def differentiate(
+        self, engine: Engine, K: Tensor, kept: tuple[Any, ...], grad: Tensor, *, bound: bool = False
+    ) -> Derivative:
         """Return the gradient, and for each frame the estimated error and the iterations taken.
 
         Args:
@@ -104,10 +113,12 @@ class Piggyback(Backprop):
             K: the operator, (m, n).
             kept: what `forward` has kept.
             grad: grad_y of the loss at y^L, (B, n).
+            bound: whether to return a bound of the error of each frame, too; see `error_bound`.
         """
         algorithm, B = engine.algorithm, len(grad)
         gradient = torch.zeros_like(K, memory_format=torch.contiguous_format)
-        found = Derivative(gradient, grad.new_zeros(B), torch.zeros(B, dtype=torch.int64, device=grad.device))
+        bounds = grad.new_zeros(B, dtype=torch.float64) if bound else None
+        found = Derivative(gradient, grad.new_zeros(B), torch.zeros(B, dtype=torch.int64, device=grad.device), bounds)
         box = algorithm.problem.box(kept[0])
         state = _State.of(box, kept, grad).select(~algorithm.problem.trivial(box))
         for count in range(BLOCK, self.max_iterations + BLOCK, BLOCK):
@@ -120,8 +131,10 @@ class Piggyback(Backprop):
                 finished = torch.ones_like(finished)
             found.error[state.frames[finished]] = error[finished].to(grad.dtype)
             found.iterations[state.frames[finished]] = count
-            add_gradient(engine, gradient, state.select(finished))
-            state = state.select(~finished)
+            stopped, state = state.select(finished), state.select(~finished)
+            add_gradient(engine, gradient, stopped)
+            if bounds is not None and len(stopped.frames):
+                bounds[stopped.frames] = error_bound(algorithm, K, stopped)
         return found
 
 
@@ -193,6 +206,43 @@ def error_estimate(
     square = torch.where(decay > 0, now / decay, torch.inf)
     square = torch.where(now > 0, square, 0.0)
     return (square / (algorithm.sigma * sum_dual.double().square().sum(dim=1))).sqrt().nan_to_num(0.0, posinf=torch.inf)
+
+
+def error_bound(algorithm: ChambollePock, K: Tensor, state: _State) -> Tensor:
+    """Return a bound of the error of each frame's part of the gradient in the Frobenius norm, (B,) in float64.
+
+    Let a frame's masks be those of its optimum, a vertex (y*, psi*), and s the smallest singular value of Ktilde. The
+    limit multiplier sigma S_D* is supported on the free rows and has sigma Ktilde^T S_D* = -grad_P. Therefore
+
+        ||sigma S_D - sigma S_D*|| <= e = ||grad_P + sigma Ktilde^T S_D|| / s,
+        ||sigma S_D y^T - tau psi S_P^T - sigma S_D* (y*)^T||_F
+            <= e ||y|| + (||sigma S_D|| + e) ||y - y*|| + tau ||psi|| ||S_P||.
+
+    The masks are certified by their vertex: it is the optimum if it has no duality gap (at most 1e-10 in float64) and
+    its entries are strictly inside their bounds exactly where the masks say so. Otherwise the bound is infinite.
+    Everything is computed in float64, so that the bound holds up to its rounding.
+
+    Args:
+        algorithm: Chambolle-Pock with its step sizes.
+        K: the operator, (m, n).
+        state: the frames, at a check.
+    """
+    problem, K, box = algorithm.problem, K.double(), state.box.to(torch.float64)
+    _, dual, z_primal, primal, _ = (part.double() for part in state.iterate)
+    sum_primal, multiplier = state.sums.primal.double(), algorithm.sigma * state.sums.dual.double()
+    at_bounds = problem.prox_primal(z_primal, box)  # in float64, whose bounds are not those of float32
+    vertex_primal, vertex_dual, exists = polish(problem, K, box, state.masks, at_bounds, dual)
+    inside = problem.interior_masks(vertex_primal, vertex_dual, box)
+    same = torch.cat([new == old for new, old in zip(inside, state.masks, strict=True)], dim=1).all(dim=1)
+    optimal = exists & same & (problem.duality_gap(K, box, vertex_primal, vertex_dual) <= OPTIMAL)
+    bound = torch.full_like(state.grad[:, 0], torch.inf, dtype=torch.float64)
+    residual = (state.grad + multiplier @ K)[optimal].masked_fill(~state.masks.primal[optimal], 0.0).norm(dim=1)
+    ktilde = reduced_operator(K, Masks(*(mask[optimal] for mask in state.masks))).matrix
+    error = residual / torch.linalg.svdvals(ktilde)[:, -1] if ktilde.shape[1] else residual
+    apart = (primal - vertex_primal)[optimal].norm(dim=1)
+    by_multiplier = error * primal[optimal].norm(dim=1) + (multiplier[optimal].norm(dim=1) + error) * apart
+    bound[optimal] = by_multiplier + algorithm.tau * dual[optimal].norm(dim=1) * sum_primal[optimal].norm(dim=1)
+    return bound
 
 
 def energy(algorithm: ChambollePock, K: Tensor, masks: Masks, change: Adjoint) -> Tensor:
