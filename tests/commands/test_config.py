@@ -52,10 +52,19 @@ def test_groups_are_those_of_the_folder():
     assert options("logger") == ["csv"]
     assert options("algorithm") == ["chambolle_pock", "halpern"]
     assert options("degradation") == ["clipped", "missing", "quantized", "quantized_clipped"]
-    assert options("objective") == ["halpern", "perceptual", "plain", "random_depth", "several_depths", "warm"]
+    assert options("objective") == [
+        "halpern", "learned_steps", "perceptual", "plain", "random_depth", "several_depths", "warm",
+    ]  # fmt: skip
     assert options("experiment") == ["declip", "demo", "depths", "few", "future", "paper", "quick", "smoke"]
     regimes = ["regime1", "regime2", "regime3", "regimes"]
-    assert options("sweep") == ["future_halpern", "future_plain", "future_random", "future_warm", *regimes]
+    assert options("sweep") == [
+        "future_halpern",
+        "future_plain",
+        "future_random",
+        "future_steps",
+        "future_warm",
+        *regimes,
+    ]
     assert options("tracking") == ["off", "offline", "online"]
 
 

@@ -87,6 +87,21 @@ def test_learned_steps_are_learned_and_kept_with_the_best_operator(tmp_path):
     assert float(torch.cat(restored).square().mean()) == pytest.approx(module.best_mse.item(), rel=1e-4)
 
 
+@pytest.mark.parametrize("rate", [1.0, 20.0])
+def test_step_sizes_have_a_learning_rate_of_their_own(tmp_path, rate):
+    start = network(Full(), learned_steps=True).network
+    module, _ = trained(tmp_path, network(Full(), learned_steps=True, steps_rate=rate), epochs=1, batch_size=52)
+    assert module.global_step == 1  # of Adam, whose first step is that of the learning rate, 1e-3
+    moved = [
+        abs(float(new.detach() - old.detach()))
+        for new, old in zip(module.parameters(), start.parameters(), strict=True)
+        if new.ndim == 0
+    ]
+    assert moved == pytest.approx([1e-3 * rate] * 2, rel=1e-3)
+    largest = float((module.network.operator - start.operator).detach().abs().max())
+    assert largest == pytest.approx(1e-3, rel=1e-3)
+
+
 @pytest.mark.parametrize("value", [-50.0, -3.0, 0.0, 3.0, 50.0])
 def test_learned_steps_are_convergent_whatever_is_learned(value):
     module = network(Full(), learned_steps=True, step_norm="spectral").network

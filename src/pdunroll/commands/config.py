@@ -64,6 +64,7 @@ class Network:
     # norm of K in the step sizes: frobenius as published, or spectral for the largest steps allowed
     step_norm: str = setting("frobenius", require_choice, ("frobenius", "spectral"))
     learned_steps: bool = False  # learn sigma and tau together with K, starting from these
+    steps_rate: float = setting(1.0, require_positive)  # their learning rate, relative to that of K
 
 
 @dataclass
@@ -210,8 +211,8 @@ class Config:
             "callbacks": self.callbacks,
         }
         network = asdict(self.network)
-        if not network["learned_steps"]:  # as in records made before this setting
-            del network["learned_steps"]
+        if not network["learned_steps"]:  # as in records made before these settings
+            del network["learned_steps"], network["steps_rate"]
         data, degraded = self.data, {"level": self.data.level, "missing": self.data.missing}
         return {
             "seed": self.seed,

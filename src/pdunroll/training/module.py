@@ -47,6 +47,7 @@ class UnrolledTraining(pl.LightningModule):
         rows: m; n if None.
         step_ratio: see `pdunroll.unroll`, as for `extrapolation` and `step_norm`.
         learned_steps: whether the step sizes are learned, too; see `UnrolledNetwork`.
+        steps_rate: their learning rate, relative to that of K.
         extrapolation: theta.
         step_norm: the norm of K in the step sizes.
         learning_rate: the learning rate of the first step.
@@ -80,6 +81,7 @@ class UnrolledTraining(pl.LightningModule):
         rows: int | None = None,
         step_ratio: float = 10.0,
         learned_steps: bool = False,
+        steps_rate: float = 1.0,
         extrapolation: float = 1.0,
         step_norm: str = "frobenius",
         learning_rate: float = 1e-5,
@@ -150,11 +152,17 @@ class UnrolledTraining(pl.LightningModule):
 
         make = self.optimizer or partial(torch.optim.Adam, eps=self.hparams["adam_epsilon"], fused=True)
         try:
-            optimizer = make(self.network.parameters(), lr=first)
+            optimizer = make(self._groups(first), lr=first)
             schedule = (self.schedule or partial(torch.optim.lr_scheduler.LambdaLR, lr_lambda=factor))(optimizer)
         except (TypeError, ValueError) as error:
             raise InputError(f"optimizer or schedule do not take their settings ({error})") from None
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _groups(self, rate: float) -> list[dict[str, Any]]:
+        """Return the parameters of the optimizer: K, and the step sizes with their own rate if they are learned."""
+        operator, *steps = self.network.parameters()
+        own = [{"params": steps, "lr": rate * self.hparams["steps_rate"]}] if steps else []
+        return [{"params": [operator]}, *own]
 
     def forward(self, *observed: Tensor) -> Tensor:
         """Return y^L (B, n) for x (B, n), or for x and bounds."""
