@@ -24,6 +24,7 @@ from joblib.externals.loky import reusable_executor
 from omegaconf.basecontainer import BaseContainer
 from torch.fx.experimental.proxy_tensor import make_fx
 
+import pdunroll
 from pdunroll.commands.entry import CONF, Config
 from pdunroll.commands.entry import settings as settings_from
 from pdunroll.commands.start import run
@@ -141,6 +142,7 @@ def smoke(tmp_path_factory, worker_id) -> Path:
     folder = (base if worker_id == "master" else base.parent) / "smoke"
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
+            compile_loops()
             copy_repository(folder)
             for part in repro(folder).split("Running stage '")[1:]:
                 first, printed = part.split("\n", 1)
@@ -163,6 +165,13 @@ def project(tmp_path) -> Path:
     return tmp_path
 
 
+def compile_loops() -> None:
+    """Have numba compile all loops and keep them beside the source, where `copy_repository` finds them."""
+    operator, x = torch.eye(2).requires_grad_(), torch.ones(1, 2)
+    for backprop in (pdunroll.Full(), pdunroll.Full(primal_mask="released"), pdunroll.Truncated()):
+        pdunroll.unroll(operator, x, radius=0.5, iterations=2, backprop=backprop).sum().backward()
+
+
 def copy_repository(folder: Path) -> None:
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
@@ -173,6 +182,10 @@ def copy_repository(folder: Path) -> None:
         if (ROOT / name).is_file() and not left_out:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
+    compiled = ROOT.glob("src/pdunroll/core/__pycache__/*.nb[ci]")  # by numba, which takes ten seconds
+    (folder / "src/pdunroll/core/__pycache__").mkdir()
+    for path in compiled:
+        shutil.copy(path, folder / path.relative_to(ROOT))
     replace(folder / "conf/chain.yaml", "experiment: demo", "experiment: smoke")
     subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
 

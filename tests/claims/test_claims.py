@@ -291,7 +291,7 @@ def test_theorems(judged, claim, changes, verdict):
 
 
 def test_times_that_are_no_measurement_are_not_judged(judged):
-    rows = judged(BASE, "verdicts.time_margin=null")
+    rows = judged(BASE, "figures.runtime=false")
     assert [claim for claim, row in rows.items() if row["verdict"] == "undecided"] == ["truncated-costs-less-time"]
     assert "shared their machine" in rows["truncated-costs-less-time"]["evidence"]
 

@@ -185,8 +185,8 @@ def test_piggyback_in_single_precision(m, n):
 @pytest.mark.parametrize(("m", "n"), SHAPES)
 def test_the_error_of_a_frame_is_within_its_bound(m, n, dtype):
     operator, truth, x = problem(m, n, dtype=dtype)
-    certified = 0
-    for count in (50, 200, 1000, 3000, 10_000):
+    certified, counts = 0, (50, 1000, 10_000)
+    for count in counts:
         for frame in range(len(x)):
             one = slice(frame, frame + 1)
             found, exact = derivative(
@@ -197,7 +197,8 @@ def test_the_error_of_a_frame_is_within_its_bound(m, n, dtype):
             certified += bool(found.bound < torch.inf)
             if count == 10_000:
                 assert found.bound <= 100 * error + 1e-4 * exact.norm()
-    assert len(x) <= certified < 5 * len(x)  # the masks are those of the optimum at the end, and not from the start
+    # The masks are those of the optimum at the end, and not from the start.
+    assert len(x) <= certified < len(counts) * len(x)
 
 
 def test_masks_other_than_those_of_the_optimum_have_no_bound():

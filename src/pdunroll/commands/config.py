@@ -156,7 +156,7 @@ class Figures:
     l_training: list[int] | None = None  # L whose curves the interpretability figure shows; null: all
     step_norms: list[str] | None = None  # norms that the paper's two figures show; null: all that were trained
     regime_borders: list[float] = field(default_factory=lambda: [35.0, 150.0])  # L between the paper's regimes
-    runtime: bool = True  # show bars of training times in Figure 3; false if the machine was busy
+    runtime: bool = True  # show training times in Figure 3, and judge them; false if the machine was busy
 
 
 @dataclass
@@ -164,8 +164,7 @@ class Verdicts:
     """The thresholds by which claims are judged."""
 
     margin: float = setting(0.01, require_share)  # relative difference of errors that counts as none
-    # allowed relative deviation from a claimed time; null: times are not judged, since the machine was busy
-    time_margin: float | None = setting(0.25, require_share)
+    time_margin: float = setting(0.25, require_share)  # allowed relative deviation from a claimed time
     memory_margin: float = setting(0.05, require_share)  # growth, relative to that of full, that counts as none
     confidence: float = setting(0.95, require_share)  # confidence level of the intervals
     resamples: int = setting(2000, require_integer, 100, MOST)  # number of bootstrap resamples

@@ -13,11 +13,12 @@ def main(config: Config) -> None:
 
     from pdunroll.claims.judge import judge
 
+    times = {} if config.figures.runtime else {"time_margin": None}
     text = judge(
         config.outputs,
         name=config.name,
         data=config.data.name,
         regime_borders=config.figures.regime_borders,
-        **asdict(config.verdicts),
+        **{**asdict(config.verdicts), **times},
     )
     print(text)

@@ -38,6 +38,8 @@ def save(figure: Figure, stem: Path, origin: str) -> None:
     if isinstance(layout, ConstrainedLayoutEngine):
         layout.set(rect=(0, 0.04, 1, 0.96))  # room for the footnote; the legends keep clear by borderaxespad
     figure.text(0.5, 0.006, origin, fontsize=6, color="0.4", ha="center")
+    figure.draw_without_rendering()  # lays the figure out, once for both files
+    figure.set_layout_engine("none")
     for kind, metadata in (("png", None), ("svg", {"Date": None})):
         with atomic(stem.with_suffix(f".{kind}")) as temporary:
             figure.savefig(temporary, format=kind, dpi=160, metadata=metadata)
