@@ -79,10 +79,7 @@ class Truncated(Backprop):
         for b in counts:
             adjoint = self._add_iterations(engine, K, Masks(*masks), b - done, adjoint, (sum_primal, sum_dual))
             done = b
-            total = torch.zeros_like(K, memory_format=torch.contiguous_format)
-            engine.add_outer(total, engine.algorithm.sigma, sum_dual, primal)
-            engine.add_outer(total, -engine.algorithm.tau, dual, sum_primal)
-            yield total
+            yield _outer_products(engine, K, sum_dual, primal, dual, sum_primal)
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -92,9 +89,9 @@ class Truncated(Backprop):
     def input_gradients(
         self, engine: Engine, K: Tensor, x: Tensor, y: Tensor, kept: tuple[Any, ...], iterations: int, grad: Tensor
     ) -> InputGradients:
-        """Return the gradients with respect to x, the radius and the step sizes.
+        """Return the gradients with respect to x, the radius, the step sizes and K, from one backward pass.
 
-        They are those of the limit with the sums S of b iterations in the place of Delta. With sigma K^T S_D + grad_y
+        The first ones are those of the limit with the sums S of b iterations in the place of Delta. With sigma K^T S_D + grad_y
         loss where mask_P = 0, and 0 elsewhere, as d x:
 
             d radius = <d x, sign(y^L - x)>,    d sigma = <S_D, K y^L>,    d tau = -<S_P, K^T psi^L>
@@ -105,7 +102,8 @@ class Truncated(Backprop):
         self._add_iterations(engine, K, Masks(*masks), self._count(iterations), start, (sum_primal, sum_dual))
         held = (grad + engine.algorithm.sigma * sum_dual @ K).masked_fill(masks[1], 0.0)
         sigma, tau = (sum_dual * (primal @ K.T)).sum(), -(sum_primal * (dual @ K)).sum()
-        return InputGradients(held, (held * (y - x).sign()).sum(), sigma, tau)
+        operator = _outer_products(engine, K, sum_dual, primal, dual, sum_primal)
+        return InputGradients(held, (held * (y - x).sign()).sum(), sigma, tau, operator)
 
     def _count(self, iterations: int) -> int:
         """Return how many backward iterations run after L forward ones."""
@@ -122,3 +120,13 @@ class Truncated(Backprop):
             adjoint = engine.backward_sums(K, masks, 1, adjoint, sums)
             adjoint = Adjoint(*((1.0 - self.damping) * part for part in adjoint))
         return adjoint
+
+
+def _outer_products(
+    engine: Engine, K: Tensor, sum_dual: Tensor, primal: Tensor, dual: Tensor, sum_primal: Tensor
+) -> Tensor:
+    """Return sigma (sum delta_D) y^T - tau psi (sum delta_P)^T, summed over frames, (m, n)."""
+    total = torch.zeros_like(K, memory_format=torch.contiguous_format)
+    engine.add_outer(total, engine.algorithm.sigma, sum_dual, primal)
+    engine.add_outer(total, -engine.algorithm.tau, dual, sum_primal)
+    return total
