@@ -58,6 +58,7 @@ def test_names_that_lead_elsewhere_write_nothing(call, monkeypatch, tmp_path, se
     assert [path.name for path in tmp_path.rglob("*")] == ["in"]
 
 
+@pytest.mark.slow
 def test_hydra_in_another_folder_changes_nothing(call, tmp_path, audio):
     outcomes = {}
     for chdir in ("False", "True"):
@@ -143,29 +144,42 @@ def piped(name: str, *arguments: str, cwd: Path, close: str) -> tuple[int, str]:
     return done.returncode, done.stderr or ""
 
 
-@pytest.mark.parametrize(
-    "close", ["output", *(pytest.param(name, marks=pytest.mark.slow) for name in ("both", "closed"))]
-)
+ENDS = ["output", *(pytest.param(name, marks=pytest.mark.slow) for name in ("both", "closed"))]
+
+
+@pytest.mark.parametrize("close", ENDS)
 def test_a_reader_that_leaves_takes_no_result_along(prepared, audio, close):
     soundfile.write(prepared / "coarse.wav", pdunroll.quantize(soundfile.read(audio / "0.wav")[0], 3), 16000)
+    for name, arguments, result in (
+        ("restore", ("coarse.wav", "out.wav"), "out.wav"),
+        ("restore", ("--help",), None),
+        ("prepare", (*PREPARE, "prepared=again"), "again/manifest.json"),
+    ):
+        leaves(prepared, close, name, arguments, result)
+    assert piped("restore", "none.wav", "x.wav", cwd=prepared, close=close)[0] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("close", ENDS)
+def test_a_reader_that_leaves_takes_no_result_of_workers_along(prepared, close):
     sweep = (
         "-m", *PREPARE, "network.iterations=3", "backprop=full,truncated", "backprop.primal_mask=active_set",
         "hydra.launcher.n_jobs=2",
     )  # fmt: skip
     for name, arguments, result in (
-        ("restore", ("coarse.wav", "out.wav"), "out.wav"),
-        ("restore", ("--help",), None),
-        ("prepare", (*PREPARE, "prepared=again"), "again/manifest.json"),
         ("train", sweep, "multirun/smoke/sweep.csv"),
         ("evaluate", (*PREPARE, "evaluation.jobs=2"), "outputs/smoke/metrics.json"),
         ("figures", PREPARE, "outputs/smoke/results.txt"),
     ):
-        status, errors = piped(name, *arguments, cwd=prepared, close=close)
-        assert (name, status) == (name, 0), errors
-        assert "BrokenPipe" not in errors
-        assert "Traceback" not in errors
-        assert result is None or (prepared / result).is_file()
-    assert piped("restore", "none.wav", "x.wav", cwd=prepared, close=close)[0] == 2
+        leaves(prepared, close, name, arguments, result)
+
+
+def leaves(folder: Path, close: str, name: str, arguments: tuple[str, ...], result: str | None) -> None:
+    status, errors = piped(name, *arguments, cwd=folder, close=close)
+    assert (name, status) == (name, 0), errors
+    assert "BrokenPipe" not in errors
+    assert "Traceback" not in errors
+    assert result is None or (folder / result).is_file()
 
 
 HUGE = str(10**30)
@@ -222,17 +236,9 @@ def test_without_git_the_commit_is_unknown(monkeypatch, tmp_path):
 ODD = b"a\nb.wav", b"a\xff.wav", "ä\u2028\x1b[31m.wav".encode()
 
 
-@pytest.mark.parametrize(
-    ("encoding", "name"),
-    [
-        ("ascii", ODD[2]),
-        *(
-            pytest.param(encoding, ODD[number], marks=pytest.mark.slow)
-            for encoding, numbers in (("utf-8", (0, 1, 2)), ("ascii", (0, 1)))
-            for number in numbers
-        ),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ODD)
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
 def test_odd_file_names_are_read_and_refused_on_one_line(tmp_path, audio, name, encoding):
     variables = {**os.environ, "PYTHONIOENCODING": encoding, "LC_ALL": "C", "PYTHONUTF8": "0"}
 

@@ -138,9 +138,9 @@ def test_the_second_process_in_a_cell_waits(prepared):
 
 
 @pytest.mark.parametrize("launcher", ["basic", pytest.param("submitit_local", marks=pytest.mark.slow)])
-def test_launchers_train_a_sweep(prepared, launcher):
-    done = command("train", *ARGUMENTS, f"hydra/launcher={launcher}", "network.iterations=3", cwd=prepared)
-    assert done.returncode == 0, done.stderr
+def test_launchers_train_a_sweep(prepared, call, launcher):
+    done = call("train", *ARGUMENTS, f"hydra/launcher={launcher}", "network.iterations=3")
+    assert done.status == 0, done.err
     assert [row["status"] for row in table(prepared / "multirun/smoke/sweep.csv")] == 2 * ["finished"]
 
 

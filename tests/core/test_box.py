@@ -164,7 +164,7 @@ def test_modes_are_compared_on_boxes():
         "limit": pdunroll.Implicit(tolerance=1e-9),
         "piggyback": pdunroll.Piggyback(tolerance=1e-6, max_iterations=200_000),
     }
-    found = pdunroll.compare(operator, box, truth, modes, iterations=20_000, repeats=1, step_norm="spectral")
+    found = pdunroll.compare(operator, box, truth, modes, iterations=5000, repeats=1, step_norm="spectral")
     assert found.full_cosine["full"] == pytest.approx(1)
     assert found.limit_error["limit"] < 1e-6
     assert found.limit_error["piggyback"] < 1e-3

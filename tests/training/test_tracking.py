@@ -91,6 +91,7 @@ def test_an_offline_training_makes_no_attempt_and_trained_again_leaves_one_run(f
     assert offline_runs(cell) == []
 
 
+@pytest.mark.slow
 def test_an_offline_sweep_makes_no_attempt(folder):
     assert attempts(folder, "train", "-m", *TRAIN, "seed=0,1", "hydra.launcher.n_jobs=2") == []
     assert len(list(folder.glob("multirun/smoke/*/wandb/offline-run-*"))) == 2
