@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pdunroll import dct_operator, solve
+from pdunroll import Box, dct_operator, solve
 from pdunroll.core.chambolle_pock import chambolle_pock
 from pdunroll.core.unrolled_halpern import HalpernEngine, ReflectedHalpern
 from pdunroll.evaluation.convergence import convergence_iterations
@@ -29,17 +29,16 @@ from pdunroll.evaluation.evaluate import drawn
 from pdunroll.training.run_folder import read_operator
 from pdunroll.training.run_key import RunKey
 
-RADIUS = 1 / 16
 KEY = RunKey("dct", step_norm="any")
 
 
-def halpern_curve(K: torch.Tensor, truth: torch.Tensor, x: torch.Tensor, grid: list[int]) -> list[float]:
+def halpern_curve(K: torch.Tensor, truth: torch.Tensor, box: Box, grid: list[int]) -> list[float]:
     """Return the mean squared error after each number of reflected Halpern iterations."""
-    steps = chambolle_pock(K, radius=RADIUS, step_norm="spectral")
+    steps = chambolle_pock(K, step_norm="spectral")
     engine = HalpernEngine(ReflectedHalpern(steps.problem, steps.sigma, steps.tau, 1.0))
     iterate, done, errors = None, 0, []
     for count in grid:
-        iterate, done = engine.iterate(K, x, count - done, iterate), count
+        iterate, done = engine.iterate(K, box, count - done, iterate), count
         errors.append(float((iterate.primal - truth).square().mean()))
     return errors
 
@@ -50,15 +49,15 @@ def n1(grid: list[int], errors: list[float], optimum: float) -> int | None:
 
 
 @torch.no_grad()
-def measured(K: torch.Tensor, y: torch.Tensor, x: torch.Tensor, iterations: int) -> dict[str, float | int | None]:
+def measured(K: torch.Tensor, y: torch.Tensor, box: Box, iterations: int) -> dict[str, float | int | None]:
     """Return the error at the certified optimum, and N1 of each way to iterate."""
     grid = log_grid(iterations, 200).tolist()
-    optimum = float((solve(K, x, radius=RADIUS).primal - y).square().mean())
+    optimum = float((solve(K, box).primal - y).square().mean())
     found: dict[str, float | int | None] = {"optimum_mse": optimum}
     for norm in ("frobenius", "spectral"):
-        errors, _ = error_curve(chambolle_pock(K, radius=RADIUS, step_norm=norm), K, y, x, grid, 256)
+        errors, _ = error_curve(chambolle_pock(K, step_norm=norm), K, y, box, grid, 256)
         found[norm] = n1(grid, errors.mean(axis=1, dtype=np.float64).tolist(), optimum)
-    found["halpern"] = n1(grid, halpern_curve(K, y, x, grid), optimum)
+    found["halpern"] = n1(grid, halpern_curve(K, y, box, grid), optimum)
     return found
 
 
@@ -71,15 +70,15 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=3000)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    _, truth, observation = drawn(options.prepared, "test", options.frames, 0)
-    y, x = torch.from_numpy(truth), torch.from_numpy(observation)
-    operators = {"dct": dct_operator(x.shape[1], x.shape[1])}
+    _, truth, box = drawn(options.prepared, "test", options.frames, 0)
+    y = torch.from_numpy(truth)
+    operators = {"dct": dct_operator(y.shape[1], y.shape[1])}
     operators |= {run.as_posix(): torch.from_numpy(read_operator(run)) for run in options.runs}
     with options.table.open("w", newline="") as file:
         writer = csv.DictWriter(file, ["operator", "optimum_mse", "frobenius", "spectral", "halpern"])
         writer.writeheader()
         for name, K in operators.items():
-            writer.writerow({"operator": name, **measured(K, y, x, options.iterations)})
+            writer.writerow({"operator": name, **measured(K, y, box, options.iterations)})
             file.flush()
 
 
