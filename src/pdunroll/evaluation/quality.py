@@ -216,9 +216,9 @@ def _write_sentences(partial: Path, signals: list[tuple[Row, list[NDArray]]], na
 def readable(means: list[Row]) -> str:
     """Return the mean and the gain of each restoration as a text table."""
     columns = KEY[:-1]
-    lines = ["".join(f"{column:<12}" for column in columns) + "".join(f"{metric:>18}" for metric in METRICS)]
+    lines = ["".join(f"{column:<16}" for column in columns) + "".join(f"{metric:>18}" for metric in METRICS)]
     for key in dict.fromkeys(tuple(row[column] for column in columns) for row in means):
         found = {row["metric"]: row for row in means if tuple(row[column] for column in columns) == key}
         values = (f"{found[m]['mean']:.3f} ({found[m]['gain']:+.3f})" if m in found else "" for m in METRICS)
-        lines.append("".join(f"{part or '':<12}" for part in key) + "".join(f"{value:>18}" for value in values))
+        lines.append("".join(f"{part or '':<16}" for part in key) + "".join(f"{value:>18}" for value in values))
     return "\n".join(lines)
