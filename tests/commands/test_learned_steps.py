@@ -22,15 +22,18 @@ def test_each_training_is_evaluated_with_its_own_steps(folder, call):
     assert done.status == 0, done.err
     run = folder / "multirun/learned" / RUN
     record = json.loads((run / "run.json").read_text())
+    done = call("train", *TRAIN, "objective=plain", "hydra.run.dir=multirun/learned")  # beside it
+    assert done.status == 0, done.err
     steps = {name: record["results"][name] for name in ("step_ratio", "step_scale")}
     assert record["settings"]["network"]["learned_steps"] is True
     assert steps["step_ratio"] != 10.0
     done = call("evaluate", *ARGUMENTS)
     assert done.status == 0, done.err
-    (trained,) = read_table(folder / "outputs/learned/training.csv", "")
+    plain, trained = read_table(folder / "outputs/learned/training.csv", "")
+    assert (plain["backprop"], trained["backprop"]) == ("full", "full+learned_steps")
     assert {name: trained[name] for name in steps} == pytest.approx(steps)
     curve = {row["l_inference"]: row["mse"] for row in read_table(folder / "outputs/learned/evaluation.csv", "")
-             if row["backprop"].startswith("full")}  # fmt: skip
+             if row["backprop"] == "full+learned_steps"}  # fmt: skip
     test = load(folder / "outputs/smoke/prepared", "test")
     chosen = np.random.default_rng(0).permutation(len(test.truth))[:64]
     y, x = (torch.from_numpy(array[chosen]).double() for array in (test.truth, test.observation))

@@ -91,8 +91,8 @@ class Truncated(Backprop):
     ) -> InputGradients:
         """Return the gradients with respect to x, the radius, the step sizes and K, from one backward pass.
 
-        The first ones are those of the limit with the sums S of b iterations in the place of Delta. With sigma K^T S_D + grad_y
-        loss where mask_P = 0, and 0 elsewhere, as d x:
+        The first ones are those of the limit with the sums S of b iterations in the place of Delta. With
+        sigma K^T S_D + grad_y loss where mask_P = 0, and 0 elsewhere, as d x:
 
             d radius = <d x, sign(y^L - x)>,    d sigma = <S_D, K y^L>,    d tau = -<S_P, K^T psi^L>
         """

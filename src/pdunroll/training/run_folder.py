@@ -232,8 +232,9 @@ class Run(NamedTuple):
 def finished_runs(folder: Path, data: str, name: str, given: Mapping[str, Any] | None = None) -> list[Run]:
     """Return the finished trainings in `folder`, multirun/<name>/, in the order of the tables.
 
-    They may differ only in backprop, objective, step_norm, L and seed, so that no table mixes protocols. Trainings by
-    another version of the package are included with a warning; their records name the commit.
+    They may differ only in backprop, objective (and learned_steps with it), step_norm, L and seed, so that no table
+    mixes protocols. Trainings by another version of the package are included with a warning; their records name the
+    commit.
 
     Args:
         folder: the folder of the trainings.
@@ -274,14 +275,21 @@ def _contradiction(settings: dict[str, Any], given: Mapping[str, Any]) -> str | 
 
 
 def _differing(run: Run, first: Run, data: str) -> str | None:
-    """Name the first difference of two trainings apart from backprop, objective, step_norm, L and seed."""
-    free = {key: run.settings["network"][key] for key in ("iterations", "step_norm")}
+    """Name the first difference of two trainings apart from backprop, objective, step_norm, L and seed.
+
+    Whether step sizes are learned may differ, too, if the objective does, which is in the names of the trainings.
+    """
+    same_loss = run.settings.get("objective") == first.settings.get("objective")
+    free = {"iterations", "step_norm", *(() if same_loss else ("learned_steps", "steps_rate"))}
     expected = {
         **first.settings,
         "seed": run.settings["seed"],
         "backprop": run.settings["backprop"],
         "objective": run.settings.get("objective"),
-        "network": {**first.settings["network"], **free},
+        "network": {
+            **{name: value for name, value in first.settings["network"].items() if name not in free},
+            **{name: value for name, value in run.settings["network"].items() if name in free},
+        },
     }
     own = {"objective": None, **run.settings}
     other = difference({**run.record, "settings": own}, {"settings": expected, "data": data}, ("data",))
