@@ -1,11 +1,12 @@
-"""N1 of one operator for three ways to iterate: published step sizes, the largest ones, and Halpern iterations.
+"""N1 of one operator for several ways to iterate: published step sizes, the largest ones, and Halpern iterations.
 
     python benchmarks/convergence.py outputs/quick/prepared docs/convergence.csv RUN [RUN ...]
 
 The optimum does not depend on the step sizes, but N1, the number of iterations until the test MSE stays within 1 % of
 the optimum's, does. For the DCT and each folder of a training, on test frames drawn with seed 0:
 
-    frobenius, spectral    Chambolle-Pock with the step sizes of the one and the other norm
+    frobenius, spectral    Chambolle-Pock with the step sizes of the one and the other norm and the ratio 10
+    spectral3, 20, 40      the same with the spectral norm and other ratios sqrt(sigma / tau)
     halpern                reflected Halpern iterations without restarts, with the spectral step sizes
 
 One thread.
@@ -29,6 +30,10 @@ from pdunroll.evaluation.evaluate import drawn
 from pdunroll.training.run_folder import read_operator
 from pdunroll.training.run_key import RunKey
 
+WAYS = {
+    "frobenius": ("frobenius", 10.0), "spectral": ("spectral", 10.0),
+    **{f"spectral{ratio:g}": ("spectral", ratio) for ratio in (3.0, 20.0, 40.0)},
+}  # fmt: skip
 KEY = RunKey("dct", step_norm="any")
 
 
@@ -54,9 +59,9 @@ def measured(K: torch.Tensor, y: torch.Tensor, box: Box, iterations: int) -> dic
     grid = log_grid(iterations, 200).tolist()
     optimum = float((solve(K, box).primal - y).square().mean())
     found: dict[str, float | int | None] = {"optimum_mse": optimum}
-    for norm in ("frobenius", "spectral"):
-        errors, _ = error_curve(chambolle_pock(K, step_norm=norm), K, y, box, grid, 256)
-        found[norm] = n1(grid, errors.mean(axis=1, dtype=np.float64).tolist(), optimum)
+    for way, (norm, ratio) in WAYS.items():
+        errors, _ = error_curve(chambolle_pock(K, step_norm=norm, step_ratio=ratio), K, y, box, grid, 256)
+        found[way] = n1(grid, errors.mean(axis=1, dtype=np.float64).tolist(), optimum)
     found["halpern"] = n1(grid, halpern_curve(K, y, box, grid), optimum)
     return found
 
@@ -75,7 +80,7 @@ def main() -> None:
     operators = {"dct": dct_operator(y.shape[1], y.shape[1])}
     operators |= {run.as_posix(): torch.from_numpy(read_operator(run)) for run in options.runs}
     with options.table.open("w", newline="") as file:
-        writer = csv.DictWriter(file, ["operator", "optimum_mse", "frobenius", "spectral", "halpern"])
+        writer = csv.DictWriter(file, ["operator", "optimum_mse", *WAYS, "halpern"])
         writer.writeheader()
         for name, K in operators.items():
             writer.writerow({"operator": name, **measured(K, y, box, options.iterations)})
