@@ -42,9 +42,7 @@ class Derivative(NamedTuple):
     gradient: Tensor  # of the loss with respect to K  (m, n)
     error: Tensor  # the estimated relative error of each frame's multiplier, infinite where masks still change  (B,)
     iterations: Tensor  # taken beyond L; 0 for trivial frames  (B,)
-    bound: (
-        Tensor | None
-    )  # of the error of each frame's part of the gradient, if it was asked for; see `error_bound`  (B,)
+    bound: Tensor | None  # of the error of each frame's gradient, if it was asked for; see `error_bound`  (B,)
 
 
 @dataclass(frozen=True, kw_only=True)
