@@ -56,12 +56,28 @@ def lemma(engine: Engine, K: Tensor, tapes: Iterable[Tape], iterations: int, gra
     Returns:
         The gradient, (m, n).
     """
-    sigma, tau = engine.algorithm.sigma, engine.algorithm.tau
     total = torch.zeros_like(K, memory_format=torch.contiguous_format)
-    for block in backward_blocks(engine, K, tapes, iterations, grad):
-        engine.add_outer(total, sigma, block.delta_dual.flatten(0, 1), block.tape.extrapolated.flatten(0, 1))
-        engine.add_outer(total, -tau, block.tape.dual.flatten(0, 1), block.delta_primal.flatten(0, 1))
+    for tape, delta_primal, delta_dual, *_ in backward_blocks(engine, K, tapes, iterations, grad):
+        rows = (part.flatten(0, 1) for part in (delta_dual, tape.extrapolated, tape.dual, delta_primal))
+        add_gradient(engine, total, *rows)
     return total
+
+
+def add_gradient(
+    engine: Engine, total: Tensor, delta_dual: Tensor, primal: Tensor, dual: Tensor, delta_primal: Tensor
+) -> None:
+    """Add sigma delta_D^T y - tau psi^T delta_P to `total`, (m, n); the rows of all arguments are frames or iterations.
+
+    Args:
+        engine: computes the outer products.
+        total: the gradient so far, contiguous.
+        delta_dual: delta_D or a sum of them, (rows, m).
+        primal: y or ybar, (rows, n).
+        dual: psi, (rows, m).
+        delta_primal: delta_P or a sum of them, (rows, n).
+    """
+    engine.add_outer(total, engine.algorithm.sigma, delta_dual, primal)
+    engine.add_outer(total, -engine.algorithm.tau, dual, delta_primal)
 
 
 class BackwardBlock(NamedTuple):

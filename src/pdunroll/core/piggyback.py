@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pdunroll.core.backward import add_gradient
 from pdunroll.core.chambolle_pock import Adjoint, ChambollePock, Iterate
 from pdunroll.core.engine import Engine
 from pdunroll.core.gradients import Backprop
@@ -130,7 +131,8 @@ class Piggyback(Backprop):
             found.error[state.frames[finished]] = error[finished].to(grad.dtype)
             found.iterations[state.frames[finished]] = count
             stopped, state = state.select(finished), state.select(~finished)
-            add_gradient(engine, gradient, stopped)
+            sums = stopped.sums
+            add_gradient(engine, gradient, sums.dual, stopped.iterate.primal, stopped.iterate.dual, sums.primal)
             if bounds is not None and len(stopped.frames):
                 bounds[stopped.frames] = error_bound(algorithm, K, stopped)
         return found
@@ -176,9 +178,14 @@ def update(engine: Engine, K: Tensor, mask: MaskOf, state: _State) -> tuple[_Sta
     sum_primal, sum_dual = after.primal.clone(), after.dual.clone()
     last = engine.backward_sums(K, masks, BLOCK - 1, first, (sum_primal, sum_dual))
     sums = Adjoint(sum_primal, sum_dual, sum_dual + algorithm.theta * last.dual)
-    unchanged = torch.cat([new == old for new, old in zip(masks, state.masks, strict=True)], dim=1).all(dim=1)
+    unchanged = equal(masks, state.masks)
     error = torch.where(unchanged, error_estimate(algorithm, K, masks, first, last, sum_dual), torch.inf)
     return state._replace(iterate=iterate, masks=masks, sums=sums), error
+
+
+def equal(masks: Masks, others: Masks) -> Tensor:
+    """Return in which frames two masks are the same, (B,)."""
+    return (masks.dual == others.dual).all(dim=1) & (masks.primal == others.primal).all(dim=1)
 
 
 def error_estimate(
@@ -226,20 +233,21 @@ def error_bound(algorithm: ChambollePock, K: Tensor, state: _State) -> Tensor:
         state: the frames, at a check.
     """
     problem, K, box = algorithm.problem, K.double(), state.box.to(torch.float64)
-    _, dual, z_primal, primal, _ = (part.double() for part in state.iterate)
-    sum_primal, multiplier = state.sums.primal.double(), algorithm.sigma * state.sums.dual.double()
-    at_bounds = problem.prox_primal(z_primal, box)  # in float64, whose bounds are not those of float32
-    vertex_primal, vertex_dual, exists = polish(problem, K, box, state.masks, at_bounds, dual)
-    inside = problem.interior_masks(vertex_primal, vertex_dual, box)
-    same = torch.cat([new == old for new, old in zip(inside, state.masks, strict=True)], dim=1).all(dim=1)
+    at_bounds = problem.prox_primal(state.iterate.z_primal.double(), box)  # in float64, not those of float32
+    vertex_primal, vertex_dual, exists = polish(problem, K, box, state.masks, at_bounds, state.iterate.dual.double())
+    same = equal(problem.interior_masks(vertex_primal, vertex_dual, box), state.masks)
     optimal = exists & same & (problem.duality_gap(K, box, vertex_primal, vertex_dual) <= OPTIMAL)
     bound = torch.full_like(state.grad[:, 0], torch.inf, dtype=torch.float64)
-    residual = (state.grad + multiplier @ K)[optimal].masked_fill(~state.masks.primal[optimal], 0.0).norm(dim=1)
-    ktilde = reduced_operator(K, Masks(*(mask[optimal] for mask in state.masks))).matrix
+
+    certified = state.select(optimal)
+    primal, dual = certified.iterate.primal.double(), certified.iterate.dual.double()
+    sum_primal, multiplier = certified.sums.primal.double(), algorithm.sigma * certified.sums.dual.double()
+    residual = (certified.grad + multiplier @ K).masked_fill(~certified.masks.primal, 0.0).norm(dim=1)
+    ktilde = reduced_operator(K, certified.masks).matrix
     error = residual / torch.linalg.svdvals(ktilde)[:, -1] if ktilde.shape[1] else residual
-    apart = (primal - vertex_primal)[optimal].norm(dim=1)
-    by_multiplier = error * primal[optimal].norm(dim=1) + (multiplier[optimal].norm(dim=1) + error) * apart
-    bound[optimal] = by_multiplier + algorithm.tau * dual[optimal].norm(dim=1) * sum_primal[optimal].norm(dim=1)
+    apart = (primal - vertex_primal[optimal]).norm(dim=1)
+    by_multiplier = error * primal.norm(dim=1) + (multiplier.norm(dim=1) + error) * apart
+    bound[optimal] = by_multiplier + algorithm.tau * dual.norm(dim=1) * sum_primal.norm(dim=1)
     return bound
 
 
@@ -253,9 +261,3 @@ def energy(algorithm: ChambollePock, K: Tensor, masks: Masks, change: Adjoint) -
     cross = (primal @ K.T).double() * change.dual
     squares = sigma * change.dual.double().square().sum(dim=1) + tau * primal.double().square().sum(dim=1)
     return (squares - 2.0 * sigma * tau * cross.sum(dim=1)).clamp(min=0.0)
-
-
-def add_gradient(engine: Engine, gradient: Tensor, state: _State) -> None:
-    """Add sigma S_D y^T - tau psi S_P^T of all frames to `gradient`, (m, n)."""
-    engine.add_outer(gradient, engine.algorithm.sigma, state.sums.dual, state.iterate.primal)
-    engine.add_outer(gradient, -engine.algorithm.tau, state.iterate.dual, state.sums.primal)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pdunroll.core.backward import INPUTS, InputGradients
+from pdunroll.core.backward import INPUTS, InputGradients, add_gradient
 from pdunroll.core.chambolle_pock import Adjoint
 from pdunroll.core.engine import Engine
 from pdunroll.core.gradients import Backprop
@@ -79,7 +79,9 @@ class Truncated(Backprop):
         for b in counts:
             adjoint = self._add_iterations(engine, K, Masks(*masks), b - done, adjoint, (sum_primal, sum_dual))
             done = b
-            yield _outer_products(engine, K, sum_dual, primal, dual, sum_primal)
+            total = torch.zeros_like(K, memory_format=torch.contiguous_format)
+            add_gradient(engine, total, sum_dual, primal, dual, sum_primal)
+            yield total
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -102,7 +104,8 @@ class Truncated(Backprop):
         self._add_iterations(engine, K, Masks(*masks), self._count(iterations), start, (sum_primal, sum_dual))
         held = (grad + engine.algorithm.sigma * sum_dual @ K).masked_fill(masks[1], 0.0)
         sigma, tau = (sum_dual * (primal @ K.T)).sum(), -(sum_primal * (dual @ K)).sum()
-        operator = _outer_products(engine, K, sum_dual, primal, dual, sum_primal)
+        operator = torch.zeros_like(K, memory_format=torch.contiguous_format)
+        add_gradient(engine, operator, sum_dual, primal, dual, sum_primal)
         return InputGradients(held, (held * (y - x).sign()).sum(), sigma, tau, operator)
 
     def _count(self, iterations: int) -> int:
@@ -120,13 +123,3 @@ class Truncated(Backprop):
             adjoint = engine.backward_sums(K, masks, 1, adjoint, sums)
             adjoint = Adjoint(*((1.0 - self.damping) * part for part in adjoint))
         return adjoint
-
-
-def _outer_products(
-    engine: Engine, K: Tensor, sum_dual: Tensor, primal: Tensor, dual: Tensor, sum_primal: Tensor
-) -> Tensor:
-    """Return sigma (sum delta_D) y^T - tau psi (sum delta_P)^T, summed over frames, (m, n)."""
-    total = torch.zeros_like(K, memory_format=torch.contiguous_format)
-    engine.add_outer(total, engine.algorithm.sigma, sum_dual, primal)
-    engine.add_outer(total, -engine.algorithm.tau, dual, sum_primal)
-    return total
