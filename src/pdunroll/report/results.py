@@ -7,7 +7,6 @@ from typing import Any
 import pandas as pd
 
 from pdunroll.evaluation.convergence import convergence_iterations
-from pdunroll.report.panels import trained
 from pdunroll.training.run_key import RunKey, after_training_iterations, by_operator
 
 Row = dict[str, Any]
@@ -19,18 +18,18 @@ def summary(evaluation: list[Row], optima: list[Row], training: list[Row], obser
     unrestored = next(row["mse"] for row in evaluation if row["backprop"] == "none")
     dct = [row["optimum_mse"] for row in optima if row["backprop"] == "dct"][-1]
     classical, seconds = after_training_iterations(evaluation), by_operator(training, "seconds")
-    keys = [RunKey.from_row(row) for row in trained(optima)]
-    labels = {key: key.mode.label + (f", seed {key.seed}" if key.seed else "") for key in keys}
+    optimum = by_operator(optima, "optimum_mse")
+    labels = {key: key.mode.label + (f", seed {key.seed}" if key.seed else "") for key in optimum if key.trained}
     width = max(20, *map(len, labels.values())) + 2
     lines = [
         f"test MSE   {observed} {unrestored:.3e}   DCT at the optimum {dct:.3e}",
         f"{'mask':<12}{'step norm':<12}{'backprop':<{width}}{'L':>5}{'after L':>12}{'at the optimum':>16}"
         f"{'training':>11}",
     ]
-    for key, row in zip(keys, trained(optima), strict=True):
+    for key, label in labels.items():
         lines.append(
-            f"{key.primal_mask:<12}{key.step_norm:<12}{labels[key]:<{width}}{key.l_training:>5}"
-            f"{classical[key]:>12.3e}{row['optimum_mse']:>16.3e}{seconds[key]:>9.1f} s"
+            f"{key.primal_mask:<12}{key.step_norm:<12}{label:<{width}}{key.l_training:>5}"
+            f"{classical[key]:>12.3e}{optimum[key]:>16.3e}{seconds[key]:>9.1f} s"
         )
     return "\n".join(lines)
 

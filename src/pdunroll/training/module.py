@@ -152,16 +152,17 @@ class UnrolledTraining(pl.LightningModule):
 
         make = self.optimizer or partial(torch.optim.Adam, eps=self.hparams["adam_epsilon"], fused=True)
         try:
-            optimizer = make(self._groups(first), lr=first)
+            optimizer = make(self._groups(), lr=first)
             schedule = (self.schedule or partial(torch.optim.lr_scheduler.LambdaLR, lr_lambda=factor))(optimizer)
         except (TypeError, ValueError) as error:
             raise InputError(f"optimizer or schedule do not take their settings ({error})") from None
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def _groups(self, rate: float) -> list[dict[str, Any]]:
+    def _groups(self) -> list[dict[str, Any]]:
         """Return the parameters of the optimizer: K, and the step sizes with their own rate if they are learned."""
         operator, *steps = self.network.parameters()
-        own = [{"params": steps, "lr": rate * self.hparams["steps_rate"]}] if steps else []
+        rate = self.hparams["learning_rate"] * self.hparams["steps_rate"]
+        own = [{"params": steps, "lr": rate}] if steps else []
         return [{"params": [operator]}, *own]
 
     def forward(self, *observed: Tensor) -> Tensor:
