@@ -60,23 +60,21 @@ def bounds(operator: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> pd.DataF
     """Return estimates, bounds and true errors of `Piggyback`: a row for each number of iterations and frame."""
     algorithm = chambolle_pock(operator, radius=ETA, step_norm="spectral")
     engine, L, rows = engine_for(algorithm, operator), 1000, []
-    for count in (1000, 10_000, 50_000):
-        strategy = pdunroll.Piggyback(max_iterations=count)
-        for frame in range(len(x)):
-            one = slice(frame, frame + 1)
-            restored, kept = strategy.forward(engine, operator, x[one], L)
-            grad = restored - y[one]
-            found = strategy.differentiate(engine, operator, kept, grad, bound=True)
+    for frame in range(len(x)):
+        one = slice(frame, frame + 1)
+        restored, kept = pdunroll.Piggyback().forward(engine, operator, x[one], L)
+        grad = restored - y[one]
+        optimum = theory.limit(algorithm, operator.double(), y[one].double(), x[one].double())
+        multiplier, vertex = multipliers(operator.double(), optimum.masks, grad.double())  # at y^L, not at y*
+        limit = -(multiplier.T @ optimum.solution.primal)
+        for count in (1000, 10_000, 50_000):
+            found = pdunroll.Piggyback(max_iterations=count).differentiate(engine, operator, kept, grad, bound=True)
             assert found.bound is not None
-            optimum = theory.limit(algorithm, operator.double(), y[one].double(), x[one].double())
-            masks = algorithm.problem.interior_masks(optimum.solution.primal, optimum.solution.dual, x[one].double())
-            multiplier, vertex = multipliers(operator.double(), masks, grad.double())
-            limit = -(multiplier.T @ optimum.solution.primal)
             error = (found.gradient.double() - limit).norm() / limit.norm()
             rows.append((count, frame, *found.iterations.tolist(), *found.error.tolist(),
                          float(found.bound) / float(limit.norm()), float(error), bool(vertex)))  # fmt: skip
     columns = ["max_iterations", "frame", "iterations", "estimate", "bound", "error", "vertex"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(sorted(rows), columns=columns)
 
 
 def main() -> None:
