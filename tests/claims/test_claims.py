@@ -347,6 +347,26 @@ def test_several_seeds_widen_the_intervals(judged, tmp_path):
     assert apart["high"] - apart["low"] > 3 * (own["high"] - own["low"])
 
 
+def test_seeds_that_some_depths_have_widen_the_intervals_there(judged, tmp_path):
+    """Trainings of five seeds up to L = 100, of one beyond: all are judged, and the evidence tells the seeds."""
+    world = BASE._replace(spread=0.03, truncated=swapped(BASE.truncated, L100=0.80))
+
+    def with_seeds_up_to_100(folder: Path) -> None:
+        for name in ("training", "evaluation", "optima"):
+            rows = read_table(folder / f"{name}.csv", "")
+            write_table(folder / f"{name}.csv", [r for r in rows if not (r["seed"] and r["l_training"] > 100)])
+
+    several = judged(world._replace(seeds=tuple(range(5))), change=with_seeds_up_to_100)
+    shutil.rmtree(tmp_path / "outputs/made")
+    one = judged(world)
+    evidence = several["regime1-alike-optimality"]["evidence"]
+    assert "seed 0, 1, 2, 3, 4 (L = 10, 20, 40, 100), seed 0 only (L = 200, 500)" in evidence
+    for claim, wider in (("regime1-alike-optimality", True), ("regime3-truncated-better-optimality", False)):
+        width, alone = (row[claim]["high"] - row[claim]["low"] for row in (several, one))
+        assert (width > 3 * alone) is wider
+        assert wider or width == pytest.approx(alone, rel=0.3)
+
+
 def test_margin_and_borders_are_those_of_the_configuration(judged):
     world = BASE._replace(truncated=swapped(BASE.truncated, L20=1.08))
     arguments = ["verdicts.margin=0.2", "figures.regime_borders=[15,60]"]
@@ -465,20 +485,19 @@ def cell_rows(*cells: tuple[str, int, int | None, int]) -> list[dict]:
     return [dict(zip(("backprop", "l_training", "b", "seed"), cell, strict=True)) for cell in cells]
 
 
-def test_only_trainings_with_the_same_seeds_are_compared():
+def test_at_each_depth_only_trainings_with_the_same_seeds_are_compared(caplog):
     training = cell_rows(
         ("full", 10, None, 0), ("full", 10, None, 1), ("truncated", 10, 30, 0), ("truncated", 10, 30, 1),
-        ("truncated", 10, 5, 0), ("full", 20, None, 0), ("implicit", 10, None, 0),
+        ("truncated", 10, 5, 0), ("full", 20, None, 0), ("full", 20, None, 1), ("truncated", 20, 30, 1),
+        ("full", 40, None, 0), ("truncated", 40, 30, 1), ("full", 60, None, 2), ("implicit", 10, None, 0),
     )  # fmt: skip
     cells, b = comparable(training, MODES)
     assert b == {"full": None, "truncated": 30}
     assert {key: list(own) for key, own in cells.items()} == {
-        ("full", 10): [0],
-        ("full", 20): [0],
-        ("truncated", 10): [0],
-    }
-    cells, _ = comparable([row for row in training if row["l_training"] == 10], MODES)
-    assert {key: list(own) for key, own in cells.items()} == {("full", 10): [0, 1], ("truncated", 10): [0, 1]}
+        ("full", 10): [0, 1], ("full", 20): [1], ("full", 40): [0], ("full", 60): [2],
+        ("truncated", 10): [0, 1], ("truncated", 20): [1],
+    }  # fmt: skip
+    assert [record.getMessage().split(":")[0] for record in caplog.records] == ["full L = 20", "truncated L = 40"]
 
 
 # ---------------------------------------------------------------- the command line

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pdunroll.claims.registry import Case, Curves, Key, Row, Thresholds, Values
+from pdunroll.claims.registry import Case, Curves, Key, Row, Thresholds, Values, listed
 from pdunroll.errors import InputError
 from pdunroll.evaluation.statistics import means, weights
 from pdunroll.processes import command
@@ -53,10 +53,10 @@ def read_case(
 
 
 def comparable(training: list[Row], modes: tuple[str, ...]) -> tuple[dict[Key, dict[int, Row]], dict[str, int | None]]:
-    """Choose the trainings of one setting that are compared: all with the same seeds, each mode with one b.
+    """Choose the trainings of one setting that are compared: each mode with one b, at each L all with the same seeds.
 
-    Of several b, the one with the most trainings is chosen. The seeds are those with the most trainings; other seeds
-    and trainings without these seeds are left out.
+    Of several b, the one with the most trainings is chosen. The seeds at an L are those that the most modes have; other
+    seeds and modes without these seeds are left out. Different L may have different seeds.
 
     Args:
         training: the rows of training.csv with the setting.
@@ -69,37 +69,43 @@ def comparable(training: list[Row], modes: tuple[str, ...]) -> tuple[dict[Key, d
     for mode in modes:
         if counts := Counter(row["b"] for row in training if row["backprop"] == mode):
             b[mode] = max(counts, key=lambda value: (counts[value], value or 0))
-    trainings: dict[Key, dict[int, Row]] = {}
+    trainings: dict[int, dict[str, dict[int, Row]]] = {}
     for row in training:
         if row["backprop"] in b and row["b"] == b[row["backprop"]]:
-            trainings.setdefault((row["backprop"], row["l_training"]), {})[row["seed"]] = row
-    having = {
-        seed: {key for key, own in trainings.items() if seed in own}
-        for seed in sorted({s for own in trainings.values() for s in own})
-    }
-    most = max(having.values(), key=len, default=set())
-    seeds = [seed for seed, keys in having.items() if keys >= most]
-    for key, own in trainings.items():
-        if left := (sorted(set(own) - set(seeds)) if key in most else sorted(own)):
-            log.warning("%s L = %d: seed %s is left out: not all trainings have it", *key, ", ".join(map(str, left)))
-    return {key: {seed: trainings[key][seed] for seed in seeds} for key in sorted(most)}, b
+            trainings.setdefault(row["l_training"], {}).setdefault(row["backprop"], {})[row["seed"]] = row
+    chosen: dict[Key, dict[int, Row]] = {}
+    for depth, by_mode in trainings.items():
+        having = {
+            seed: {mode for mode, own in by_mode.items() if seed in own}
+            for seed in sorted({seed for own in by_mode.values() for seed in own})
+        }
+        most = max(having.values(), key=len)
+        seeds = [seed for seed, having_it in having.items() if having_it >= most]
+        for mode, own in by_mode.items():
+            if left := sorted(set(own) - set(seeds) if mode in most else own):
+                log.warning("%s L = %d: seed %s is left out: not all modes have it", mode, depth, listed(left))
+            if mode in most:
+                chosen[mode, depth] = {seed: own[seed] for seed in seeds}
+    return dict(sorted(chosen.items())), b
 
 
 def read_curves(
     folder: Path, setting: Setting, trainings: dict[Key, dict[int, Row]], tables: dict[str, list[Row]],
     resamples: int, rng: np.random.Generator,
 ) -> Curves:  # fmt: skip
-    """Return the mean errors of some trainings in the sample and in each resample of its frames and seeds."""
-    seeds = list(next(iter(trainings.values())))
+    """Return the mean errors of some trainings in the sample and in each resample of its frames and seeds.
+
+    Trainings with the same seeds share the resamples of these.
+    """
     keys = {key: [RunKey.from_row(row) for row in own.values()] for key, own in trainings.items()}
     compared = {run for runs in keys.values() for run in runs}
     dct = RunKey("dct", step_norm=setting.step_norm)
     first = read_errors(folder, dct.name)
-    of_seeds = weights(len(seeds), resamples, rng)
+    of_seeds = {seeds: weights(len(seeds), resamples, rng) for seeds in dict.fromkeys(map(tuple, trainings.values()))}
     of_frames = weights(len(first["frames"]), resamples, rng)
     last = by_operator(tables["evaluation"], "mse")  # l_inference ascends, so that the last value is kept
 
-    def drawn(runs: list[RunKey]) -> Values:
+    def drawn(runs: list[RunKey], shares: NDArray[np.float64]) -> Values:
         """Return the errors along the grid and at the optimum, (len(grid) + 1, 1 + resamples)."""
         stored = []
         for run in runs:
@@ -112,14 +118,14 @@ def read_curves(
                     f"`{command('evaluate', folder.name)}` again"
                 )
             stored.append(np.vstack([found["errors"], found["optimum_errors"]]))
-        return means(np.stack(stored), of_seeds, of_frames)
+        return means(np.stack(stored), shares, of_frames)
 
     def validation(table: str, column: str) -> dict[Key, float]:
         values = by_operator(tables[table], column)
         return {key: float(np.mean([values[run] for run in runs])) for key, runs in keys.items()}
 
-    errors = {key: drawn(runs) for key, runs in keys.items()}
-    untrained = drawn([dct] * len(seeds))
+    errors = {key: drawn(runs, of_seeds[tuple(trainings[key])]) for key, runs in keys.items()}
+    untrained = drawn([dct], np.ones((1 + resamples, 1)))
     return Curves(
         grid=first["grid"].tolist(),
         mse={key: own[:-1] for key, own in errors.items()},
@@ -132,9 +138,23 @@ def read_curves(
             "optimality": validation("optima", "validation_optimum_mse"),
         },
         untrained=[key for key, own in trainings.items() if all(row["best_step"] == 0 for row in own.values())],
-        basis=f"{len(first['frames']):,} test frames, seed {', '.join(map(str, seeds))}"
-        + (" only" if len(seeds) == 1 else ""),
+        basis=f"{len(first['frames']):,} test frames, {described_seeds(trainings)}",
     )
+
+
+def described_seeds(trainings: dict[Key, dict[int, Row]]) -> str:
+    """Return the seeds of the compared trainings in words.
+
+    >>> described_seeds({("full", 10): {0: {}, 1: {}}, ("full", 200): {0: {}}})
+    'seed 0, 1 (L = 10), seed 0 only (L = 200)'
+    """
+    depths: dict[tuple[int, ...], set[int]] = {}
+    for (_, depth), own in trainings.items():
+        depths.setdefault(tuple(own), set()).add(depth)
+    named = {f"seed {listed(seeds)}" + (" only" if len(seeds) == 1 else ""): own for seeds, own in depths.items()}
+    if len(named) == 1:
+        return next(iter(named))
+    return ", ".join(f"{name} (L = {listed(sorted(own))})" for name, own in named.items())
 
 
 def read_errors(folder: Path, name: str) -> dict[str, NDArray]:

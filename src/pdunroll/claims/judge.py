@@ -79,7 +79,7 @@ def judge(
         f"Verdicts on the claims of the slides: experiment {name}, {data} data. Intervals of "
         f"{100 * confidence:g} % from {resamples} resamples; differences below "
         f"{100 * margin:g} % of the error count as none. "
-        "With one seed the intervals say how the test frames vary, not how trainings do."
+        "Where an L has one seed, the intervals say how the test frames vary, not how trainings do."
     )
     text = readable(rows, heading)
     with atomic(folder / "verdicts.txt") as temporary:

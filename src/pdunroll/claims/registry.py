@@ -85,7 +85,7 @@ class Case(NamedTuple):
 
     Attributes:
         setting: the primal mask and the norm of the step sizes.
-        curves: the errors of the trainings that are compared, which have the same seeds.
+        curves: the errors of the trainings that are compared; at each L all modes have the same seeds.
         training: the rows of training.csv with this setting.
         b: the b of the compared trainings of `truncated`.
         theory: the tables of the theory by their names, with the rows of this setting.
