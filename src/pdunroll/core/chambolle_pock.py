@@ -214,9 +214,8 @@ def spectral_norm(operator: Tensor) -> float:
     matrix = operator.detach().to("cpu", torch.float64).contiguous()
     transposed = (matrix / scale).numpy().T  # (n, m) in LAPACK's column-major layout, without a copy
     m, n = matrix.shape
-    with blas_threads().limit(
-        limits=1
-    ):  # several threads would only wait for each other, up to a second on a busy machine
+    # several threads would only wait for each other, up to a second on a busy machine
+    with blas_threads().limit(limits=1):
         # the lower triangle of K^T K, or of K K^T if m < n
         gram = blas.dsyrk(1.0, transposed, trans=int(m < n), lower=1)  # pyright: ignore[reportAttributeAccessIssue]
         last = len(gram) - 1

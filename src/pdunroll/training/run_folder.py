@@ -135,10 +135,8 @@ class RunFolder:
             )
         same = self._same(*self.identity)
         if not same:
-            for path in (
-                *results,
-                self.folder / RECORD,
-            ):  # the record last, so that after a kill the rest is recognized
+            # the record last, so that after a kill the rest is recognized
+            for path in (*results, self.folder / RECORD):
                 path.unlink(missing_ok=True)
         if not same or self.record["status"] != "training":
             self._write("training", None)
