@@ -143,18 +143,17 @@ def read_curves(
 
 
 def described_seeds(trainings: dict[Key, dict[int, Row]]) -> str:
-    """Return the seeds of the compared trainings in words.
+    """Return the seeds of the compared trainings in words, first those that the most L have.
 
-    >>> described_seeds({("full", 10): {0: {}, 1: {}}, ("full", 200): {0: {}}})
-    'seed 0, 1 (L = 10), seed 0 only (L = 200)'
+    >>> described_seeds({("full", 10): {0: {}}, ("full", 100): {0: {}, 1: {}}, ("full", 200): {0: {}}})
+    'seed 0 only (L = 100: seed 0, 1)'
     """
-    depths: dict[tuple[int, ...], set[int]] = {}
+    depths: dict[str, set[int]] = {}
     for (_, depth), own in trainings.items():
-        depths.setdefault(tuple(own), set()).add(depth)
-    named = {f"seed {listed(seeds)}" + (" only" if len(seeds) == 1 else ""): own for seeds, own in depths.items()}
-    if len(named) == 1:
-        return next(iter(named))
-    return ", ".join(f"{name} (L = {listed(sorted(own))})" for name, own in named.items())
+        depths.setdefault(f"seed {listed(own)}" + (" only" if len(own) == 1 else ""), set()).add(depth)
+    most, *others = sorted(depths, key=lambda seeds: -len(depths[seeds]))
+    exceptions = "; ".join(f"L = {listed(sorted(depths[seeds]))}: {seeds}" for seeds in others)
+    return f"{most} ({exceptions})" if others else most
 
 
 def read_errors(folder: Path, name: str) -> dict[str, NDArray]:
