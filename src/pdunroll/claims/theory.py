@@ -144,9 +144,8 @@ def kernels(case: Case) -> Finding:
     distances = [row for row in case.theory["decay"] if row["quantity"] == "kernel_distance"]
     for operator, rows in rows_by_operator(distances).items():
         first, last = (pick(rows, key=lambda row: row["count"]) for pick in (min, max))
-        scale = (
-            first["median"] or first["p90"] or 1.0
-        )  # the median is 0 if most frames are at the limit from the first iteration on
+        # the median is 0 if most frames are at the limit from the first iteration on
+        scale = first["median"] or first["p90"] or 1.0
         left.append(Interval(*(last[name] / scale for name in ("median", "p10", "p90"))))
         parts.append(f"{operator}: {left[-1].estimate:.2g} after {last['count']} backward iterations")
     verdict = every(True if i.high <= VANISHED else False if i.low >= 0.5 else None for i in left)
