@@ -80,12 +80,12 @@ def comparable(training: list[Row], modes: tuple[str, ...]) -> tuple[dict[Key, d
             for seed in sorted({seed for own in by_mode.values() for seed in own})
         }
         most = max(having.values(), key=len)
-        seeds = [seed for seed, having_it in having.items() if having_it >= most]
         for mode, own in by_mode.items():
-            if left := sorted(set(own) - set(seeds) if mode in most else own):
+            kept = {seed: own[seed] for seed in having if having[seed] == most and seed in own}
+            if left := sorted(own.keys() - kept.keys()):
                 log.warning("%s L = %d: seed %s is left out: not all modes have it", mode, depth, listed(left))
-            if mode in most:
-                chosen[mode, depth] = {seed: own[seed] for seed in seeds}
+            if kept:
+                chosen[mode, depth] = kept
     return dict(sorted(chosen.items())), b
 
 
