@@ -178,14 +178,8 @@ def update(engine: Engine, K: Tensor, mask: MaskOf, state: _State) -> tuple[_Sta
     sum_primal, sum_dual = after.primal.clone(), after.dual.clone()
     last = engine.backward_sums(K, masks, BLOCK - 1, first, (sum_primal, sum_dual))
     sums = Adjoint(sum_primal, sum_dual, sum_dual + algorithm.theta * last.dual)
-    unchanged = equal(masks, state.masks)
-    error = torch.where(unchanged, error_estimate(algorithm, K, masks, first, last, sum_dual), torch.inf)
+    error = torch.where(masks.equal(state.masks), error_estimate(algorithm, K, masks, first, last, sum_dual), torch.inf)
     return state._replace(iterate=iterate, masks=masks, sums=sums), error
-
-
-def equal(masks: Masks, others: Masks) -> Tensor:
-    """Return in which frames two masks are the same, (B,)."""
-    return (masks.dual == others.dual).all(dim=1) & (masks.primal == others.primal).all(dim=1)
 
 
 def error_estimate(
@@ -235,7 +229,7 @@ def error_bound(algorithm: ChambollePock, K: Tensor, state: _State) -> Tensor:
     problem, K, box = algorithm.problem, K.double(), state.box.to(torch.float64)
     at_bounds = problem.prox_primal(state.iterate.z_primal.double(), box)  # in float64, not those of float32
     vertex_primal, vertex_dual, exists = polish(problem, K, box, state.masks, at_bounds, state.iterate.dual.double())
-    same = equal(problem.interior_masks(vertex_primal, vertex_dual, box), state.masks)
+    same = problem.interior_masks(vertex_primal, vertex_dual, box).equal(state.masks)
     optimal = exists & same & (problem.duality_gap(K, box, vertex_primal, vertex_dual) <= OPTIMAL)
     bound = torch.full_like(state.grad[:, 0], torch.inf, dtype=torch.float64)
 

@@ -133,6 +133,10 @@ class Masks(NamedTuple):
     dual: Tensor  # (B, m)
     primal: Tensor  # (B, n)
 
+    def equal(self, others: Masks) -> Tensor:
+        """Return in which frames both masks are the same as others, (B,)."""
+        return (self.dual == others.dual).all(dim=1) & (self.primal == others.primal).all(dim=1)
+
 
 @dataclass(frozen=True)
 class Dequantization:

@@ -172,9 +172,7 @@ class _Loop:
         found = self.certificate(box, problem.prox_primal(point.primal, box), point.dual)
         masks, tried = problem.free_masks(point.z_dual, point.z_primal, box), pending.tried
         if self.algorithm.polished and pending.masks is not None:
-            unchanged = (masks.dual == pending.masks.dual).all(dim=1) & (masks.primal == pending.masks.primal).all(
-                dim=1
-            )
+            unchanged = masks.equal(pending.masks)
             tried = tried & unchanged
             square = masks.dual.sum(dim=1) == masks.primal.sum(dim=1)
             candidates = unchanged & ~tried & square

@@ -149,7 +149,7 @@ class BatchCurve:
             self.errors[self.place :, frames] = self._mse(iterate.primal[known], frames)
             self._finish(frames, iterate.primal[known], iterate.dual[known])
             steps = torch.as_tensor(self.grid[self.place :], device=self.truth.device) - count
-            for i, y, psi in self._in_closed_form(check, unchanged(check.masks, self.last_check.masks) & ~known, steps):
+            for i, y, psi in self._in_closed_form(check, check.masks.equal(self.last_check.masks) & ~known, steps):
                 frame = self.active[i : i + 1]
                 self.errors[self.place :, frame] = self._mse(y, frame)[:, None].to(self.errors.dtype)
                 self._finish(frame, y[-1:], psi[-1:])
@@ -188,8 +188,3 @@ def at_rest(check: Check, last: Check) -> Tensor:
     now, before = check.iterate, last.iterate
     same = [(getattr(now, name) == getattr(before, name)).all(dim=1) for name in ("dual", "primal", "extrapolated")]
     return torch.stack(same).all(dim=0)
-
-
-def unchanged(masks: Masks, last: Masks) -> Tensor:
-    """Return for which frames all masks are the same as at the last check, (B,)."""
-    return (masks.dual == last.dual).all(dim=1) & (masks.primal == last.primal).all(dim=1)

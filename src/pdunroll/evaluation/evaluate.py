@@ -7,7 +7,7 @@ optima.csv      one row per operator: the certified optimum's error on test and 
 training.csv    one row per operator: times, steps, validation errors
 metrics.json    the errors after L_training iterations and at the optimum, for `dvc metrics`
 provenance.json the command, seeds, commit and data of these tables, for the figures
-errors/         the errors of each frame, reused by the next call if nothing has changed
+errors/         the errors of each frame, of which the next call computes only what is new or has changed
 """
 
 from __future__ import annotations

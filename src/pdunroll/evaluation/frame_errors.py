@@ -35,10 +35,10 @@ def frame_errors(
     chosen: NDArray, *, steps: Mapping[str, Any], algorithm: Algorithm, tolerance: float, max_iterations: int,
     batch_size: int, device: str,
 ) -> dict[str, NDArray]:  # fmt: skip
-    """Return the errors of each frame for one operator, from a file if it has them.
+    """Return the errors of each frame for one operator, as far as possible from a file.
 
     Args:
-        path: outputs/<name>/errors/<run>.npz, which is read if it has this result, and written otherwise.
+        path: outputs/<name>/errors/<run>.npz, which is read if it exists, and written if it lacks something.
         key: the key of the operator.
         operator: K, (m, n).
         test: y of the test frames, (frames, n), and their `Box`.
@@ -59,40 +59,59 @@ def frame_errors(
     """
     end_with_parent()
     (truth, box), (validation_truth, validation_box) = test, validation
-    arrays = [operator, grid, truth, validation_truth, *map(np.asarray, (*box.tensors(), *validation_box.tensors()))]
+    arrays = [operator, truth, validation_truth, *map(np.asarray, (*box.tensors(), *validation_box.tensors()))]
     identity = digest(
         {
             "arrays": [hashlib.sha256(np.ascontiguousarray(array).data).hexdigest() for array in arrays],
             **steps,
-            "curves": ["test", "validation"],
+            "curves": ["test", "validation", int(grid[-1])],
             "solve": [repr(algorithm), tolerance, max_iterations],
             "code": source_digest("evaluation.curves", "core.solve", type(algorithm).__module__, without=WITHOUT),
         }
     )
-    if (stored := _stored(path, identity)) is not None:
-        return stored
+    found = _stored(path, identity)
+    if found is not None and np.array_equal(found["grid"], grid):
+        return found
     torch.set_num_threads(1)
     K, y, y_validation = (torch.from_numpy(array).to(device) for array in (operator, truth, validation_truth))
     box, validation_box, unrolled = box.to(device), validation_box.to(device), chambolle_pock(K, **steps)
-    errors, gaps = error_curve(unrolled, K, y, box, grid.tolist(), batch_size)
-    validation_errors, _ = error_curve(unrolled, K, y_validation, validation_box, grid.tolist(), batch_size)
-    solved = partial(solve, K, tolerance=tolerance, max_iterations=max_iterations, algorithm=algorithm)
-    optimum = solved(box)
-    found = {
-        "errors": errors,
-        "gaps": gaps,
-        "optimum_errors": _mse(optimum.primal, y),
-        "validation_errors": validation_errors.mean(axis=1, dtype=np.float64),
-        "validation_optimum_errors": _mse(solved(validation_box).primal, y_validation),
-        "optimum_gaps": optimum.gap.cpu().numpy(),
-        "iterations": optimum.iterations.cpu().numpy(),
-    }
+
+    def curves(counts: NDArray) -> dict[str, NDArray]:
+        errors, gaps = error_curve(unrolled, K, y, box, counts.tolist(), batch_size)
+        validation_errors, _ = error_curve(unrolled, K, y_validation, validation_box, counts.tolist(), batch_size)
+        means = validation_errors.mean(axis=1, dtype=np.float64)
+        return {"grid": counts, "errors": errors, "validation_errors": means, "gaps": gaps}
+
+    if found is None:
+        solved = partial(solve, K, tolerance=tolerance, max_iterations=max_iterations, algorithm=algorithm)
+        optimum = solved(box)
+        found = {
+            **curves(grid),
+            "optimum_errors": _mse(optimum.primal, y),
+            "validation_optimum_errors": _mse(solved(validation_box).primal, y_validation),
+            "optimum_gaps": optimum.gap.cpu().numpy(),
+            "iterations": optimum.iterations.cpu().numpy(),
+            "frames": chosen,
+            "identity": np.array(identity),
+        }
+    else:  # a sweep with another L asks for other numbers of iterations, but for the same last one
+        missing = np.setdiff1d(grid, found["grid"])
+        found |= _on_grid(grid, [found, curves(missing)] if len(missing) else [found])
     with atomic(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, **found, grid=grid, frames=chosen, identity=identity)
+        np.savez_compressed(file, **found)
     return found
 
 
-def _stored(path: Path, identity: str) -> dict[str, NDArray] | None:
+def _on_grid(grid: NDArray, parts: Sequence[Mapping[str, NDArray]]) -> dict[str, NDArray]:
+    """Return the errors after the numbers of iterations `grid`, each of which is in the grid of one of the parts."""
+    counts = np.concatenate([part["grid"] for part in parts])
+    rows = [np.flatnonzero(counts == count)[0] for count in grid]
+    return {
+        name: np.concatenate([part[name] for part in parts])[rows] for name in ("grid", "errors", "validation_errors")
+    }
+
+
+def _stored(path: Path, identity: str) -> dict[str, Any] | None:
     """Return the result in a file if it has this identity."""
     if path.is_file():
         try:
