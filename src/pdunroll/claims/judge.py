@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pdunroll.errors import InputError
-from pdunroll.evaluation.tables import read_results
+from pdunroll.evaluation.tables import read_results, rounded
 from pdunroll.files import atomic, read_table, write_table
 from pdunroll.processes import command
 from pdunroll.training.run_key import Setting, settings_in
@@ -74,7 +74,7 @@ def judge(
             for about in abouts
         }
         rows += verdicts(claims, setting, cases, thresholds)
-    write_table(folder / "verdicts.csv", rows)
+    write_table(folder / "verdicts.csv", rounded(rows))
     heading = (
         f"Verdicts on the claims of the slides: experiment {name}, {data} data. Intervals of "
         f"{100 * confidence:g} % from {resamples} resamples; differences below "

@@ -177,20 +177,18 @@ def verdicts(
             if kind in claim.kinds:
                 case = cases[claim.about]
                 finding = _finding(claim, case, kind)
+                interval = finding.interval
                 rows.append({
                     "claim": "-".join(filter(None, (claim.name, kind))), **setting._asdict(),
-                    "verdict": WORDS[finding.verdict], **_numbers(finding.interval), "unit": claim.unit,
+                    "verdict": WORDS[finding.verdict],
+                    "estimate": interval and interval.estimate, "low": interval and interval.low,
+                    "high": interval and interval.high, "unit": claim.unit,
                     "statement": claim.statement.format(
                         **thresholds._asdict(), kind=kind, iterations=case.curves.grid[-1] if case else "many"
                     ),
                     "evidence": finding.evidence,
                 })  # fmt: skip
     return rows
-
-
-def _numbers(interval: Interval | None) -> dict[str, float | None]:
-    """Return an interval with six digits, so that the table is the same on machines that sum in another order."""
-    return {name: interval and float(f"{getattr(interval, name):.6g}") for name in Interval._fields}
 
 
 def _finding(claim: Claim, case: Case | None, kind: str | None) -> Finding:

@@ -24,6 +24,7 @@ def main(config: Config) -> None:
     from joblib import Parallel, delayed
 
     from pdunroll.evaluation.quality import KEY, candidates, listen, measures, readable, restored, summary
+    from pdunroll.evaluation.tables import rounded
     from pdunroll.files import write_table
     from pdunroll.speech.degradation import Degradation
     from pdunroll.speech.frames import load, read_manifest
@@ -57,12 +58,12 @@ def main(config: Config) -> None:
     signals.append(({**blank, "restoration": observed}, [sentence[:, 0] for sentence in known]))
     signals += [(key, parts) for (key, _), parts in zip(takes, work, strict=True)]
 
-    rows = [
+    rows = rounded(
         {**key, "file": name, "metric": metric, "value": value}
         for key, parts in signals[1:]
         for name, original, part in zip(sentences, originals, parts, strict=True)
         for metric, value in measures(original, part, manifest["settings"]["sample_rate"]).items()
-    ]
+    )
     write_table(config.outputs / "quality.csv", rows)
     means = summary(rows, options.seed, observed)
     write_table(config.outputs / "quality_summary.csv", means)

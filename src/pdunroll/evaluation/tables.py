@@ -1,9 +1,9 @@
-"""The tables of results that `evaluate` writes to outputs/<name>/, checked as a whole when they are read."""
+"""The tables of outputs/<name>/: reading those of `evaluate` with checks, and rounding statistics."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -97,6 +97,20 @@ def read_results(folder: Path) -> dict[str, list[dict[str, Any]]]:
 def read_provenance(folder: Path) -> dict[str, Any]:
     """Return the content of provenance.json: how the tables of results were made."""
     return read_json(folder / "provenance.json", kind=Origin)
+
+
+def rounded(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return rows with floats of six digits, so that another order of summation makes the same table.
+
+    That order depends on the processor and the number of threads.
+
+    >>> rounded([{"mode": "full", "estimate": 0.1 + 0.2, "low": None}])
+    [{'mode': 'full', 'estimate': 0.3, 'low': None}]
+    """
+    return [
+        {key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in row.items()}
+        for row in rows
+    ]
 
 
 def require_whole_tables(tables: Mapping[str, list[dict[str, Any]]]) -> None:
