@@ -103,7 +103,7 @@ def test_the_paper_preset_is_the_protocol():
     assert (o.learning_rate, o.final_learning_rate, o.epochs, o.batch_size) == (1e-5, 1e-8, 20, 32)
     assert (o.train_frames, o.validation_frames, o.decay_counts) == (None, 1024, "frames")
     assert (o.adam_epsilon, o.shuffle_buffer, config.network.step_norm) == (1e-7, 1000, "frobenius")
-    assert (config.evaluation.iterations, config.evaluation.frames) == (10_000, 1024)
+    assert (config.evaluation.iterations, config.evaluation.frames) == (100_000, 1024)
 
 
 def test_experiments_win_over_the_root_and_sweeps_over_experiments():

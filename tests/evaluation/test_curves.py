@@ -11,6 +11,7 @@ import torch
 from oracles import ETA, problem
 from pdunroll.core.chambolle_pock import chambolle_pock
 from pdunroll.core.closed_form import iterates_after, masks_are_final, vertex
+from pdunroll.core.problem import Box
 from pdunroll.evaluation import curves as inference
 
 
@@ -65,3 +66,16 @@ def test_the_curve_is_that_of_the_plain_loop(theta, dtype, monkeypatch):
     np.testing.assert_allclose(errors.mean(axis=1), expected.mean(axis=1), rtol=1e-6)
     assert (gaps >= 0).all()
     assert bool(left) == (theta == 1.0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_curve_on_a_gpu_is_that_on_the_cpu():
+    operator, truth, x = problem(20, 20, B=9, seed=3)
+    grid = [1, 2, 50, 199, 200, 201, 1000, 5000]
+
+    def curve(device):
+        K, y, box = operator.detach().to(device), truth.to(device), Box.around(x, ETA).to(device)
+        return inference.error_curve(chambolle_pock(K, radius=ETA), K, y, box, grid, batch_size=4)
+
+    for here, there in zip(curve("cpu"), curve("cuda"), strict=True):
+        np.testing.assert_allclose(there, here, rtol=1e-9, atol=1e-12)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import math
 import os
@@ -14,7 +15,7 @@ import pytest
 from pdunroll.errors import InputError
 from pdunroll.files import atomic, digest, read_json, read_table, write_json, write_table
 from pdunroll.training import code_digest
-from pdunroll.training.code_digest import HOME, source_digest
+from pdunroll.training.code_digest import HOME, dump, source_digest
 
 
 def names(folder: Path) -> list[str]:
@@ -240,6 +241,18 @@ def test_source_digest_leaves_out_what_does_nothing(package, old, new):
     before = fresh("speech.quantizer")
     edited(package / "speech/quantizer.py", old, new)
     assert fresh("speech.quantizer") == before
+
+
+def test_programs_are_the_same_text_by_all_versions_of_python():
+    """Literally, since newer versions than this one have more fields in a syntax tree, which are empty."""
+    program = ast.parse('def f(a, *, b=None):\n    return f"{a:>{b}}", None, [], 1.5')
+    assert dump(program) == (
+        "Module(body=[FunctionDef(name='f', args=arguments(args=[arg(arg='a')], kwonlyargs=[arg(arg='b')], "
+        "kw_defaults=[Constant()]), body=[Return(value=Tuple(elts=[JoinedStr(values=[FormattedValue("
+        "value=Name(id='a', ctx=Load()), conversion=-1, format_spec=JoinedStr(values=[Constant(value='>'), "
+        "FormattedValue(value=Name(id='b', ctx=Load()), conversion=-1)]))]), Constant(), List(ctx=Load()), "
+        "Constant(value=1.5)], ctx=Load()))])])"
+    )
 
 
 def test_source_digest_follows_imports(package):

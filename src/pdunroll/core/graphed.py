@@ -115,7 +115,7 @@ def captured(
     return graph.replay, outputs
 
 
-GRAPHS = 32  # kept, those that were used last; each holds the memory of what it computes
+GRAPHS = 64  # kept, those that were used last; an error curve needs one of each length up to SEGMENT
 _graphs: OrderedDict[Hashable, tuple[tuple[Tensor, ...], Callable[[], None], tuple[Tensor, ...]]] = OrderedDict()
 
 

@@ -50,9 +50,9 @@ def error_curve(
 ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     """Return the error of each frame after each number of iterations, and its duality gap after the last one.
 
-    The iterations are those of training: Algorithm 1 from y^0 = x, in the dtype of the frames. A frame is dropped from
-    the batch once its further iterates are known, because they do not change any more or because its masks are final
-    (`pdunroll.core.closed_form`).
+    The iterations are those of training: Algorithm 1 from y^0 = x, in the dtype of the frames. On a CPU, a frame is
+    dropped from the batch once its further iterates are known, because they do not change any more or because its masks
+    are final (`pdunroll.core.closed_form`).
 
     Args:
         algorithm: Chambolle-Pock with the problem and its step sizes.
@@ -124,7 +124,8 @@ class BatchCurve:
             engine_for(self.algorithm, self.operator),
             self.algorithm.start(self.operator, self.observation),
         )
-        count, check_at = 0, FIRST_CHECK
+        # on a GPU a smaller batch is no faster, and each size would be captured as graphs of its own
+        count, check_at = 0, self.grid[-1] if self.truth.is_cuda else FIRST_CHECK
         while count < self.grid[-1] and len(self.active):
             before, count = count, min(self.grid[self.place], check_at)
             iterate = engine.iterate(self.operator, self.observation[self.active], count - before, iterate)

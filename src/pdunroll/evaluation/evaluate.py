@@ -71,7 +71,7 @@ def evaluate(
         max_iterations: the limit of iterations of `algorithm`.
         batch_size: the number of frames that are iterated together.
         jobs: the number of operators in parallel, one thread each; one per core if None.
-        device: the device of the computation.
+        device: the device of the curves; optima are computed on the CPU.
 
     Raises:
         InputError: if a training has more iterations than the curves.

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pdunroll.core.algorithms import Algorithm
 from pdunroll.core.chambolle_pock import chambolle_pock
+from pdunroll.core.problem import Box
 from pdunroll.core.solve import solve
 from pdunroll.evaluation.curves import error_curve
 from pdunroll.files import atomic, digest
@@ -50,7 +51,7 @@ def frame_errors(
         tolerance: the relative duality gap of the optima.
         max_iterations: the limit of iterations of the solver.
         batch_size: the number of frames that are iterated together.
-        device: the device of the computation, such as "cpu".
+        device: the device of the curves, such as "cpu".
 
     Returns:
         errors (len(grid), frames) and gaps (frames,) of the last iterate; optimum_errors, optimum_gaps and iterations
@@ -73,24 +74,26 @@ def frame_errors(
     if found is not None and np.array_equal(found["grid"], grid):
         return found
     torch.set_num_threads(1)
-    K, y, y_validation = (torch.from_numpy(array).to(device) for array in (operator, truth, validation_truth))
-    box, validation_box, unrolled = box.to(device), validation_box.to(device), chambolle_pock(K, **steps)
+    K = torch.from_numpy(operator)
+    K_there, y = K.to(device), torch.from_numpy(np.concatenate([truth, validation_truth])).to(device)
+    boxes, unrolled = joined(box, validation_box).to(device), chambolle_pock(K_there, **steps)
 
     def curves(counts: NDArray) -> dict[str, NDArray]:
-        errors, gaps = error_curve(unrolled, K, y, box, counts.tolist(), batch_size)
-        validation_errors, _ = error_curve(unrolled, K, y_validation, validation_box, counts.tolist(), batch_size)
-        means = validation_errors.mean(axis=1, dtype=np.float64)
-        return {"grid": counts, "errors": errors, "validation_errors": means, "gaps": gaps}
+        errors, gaps = error_curve(unrolled, K_there, y, boxes, counts.tolist(), batch_size)
+        test, validation = np.split(errors, [len(truth)], axis=1)
+        means = validation.mean(axis=1, dtype=np.float64)
+        return {"grid": counts, "errors": test, "validation_errors": means, "gaps": gaps[: len(truth)]}
 
     if found is None:
+        # on the CPU: its cores solve as many operators at once, each about as fast as a GPU
         solved = partial(solve, K, tolerance=tolerance, max_iterations=max_iterations, algorithm=algorithm)
         optimum = solved(box)
         found = {
             **curves(grid),
-            "optimum_errors": _mse(optimum.primal, y),
-            "validation_optimum_errors": _mse(solved(validation_box).primal, y_validation),
-            "optimum_gaps": optimum.gap.cpu().numpy(),
-            "iterations": optimum.iterations.cpu().numpy(),
+            "optimum_errors": _mse(optimum.primal, truth),
+            "validation_optimum_errors": _mse(solved(validation_box).primal, validation_truth),
+            "optimum_gaps": optimum.gap.numpy(),
+            "iterations": optimum.iterations.numpy(),
             "frames": chosen,
             "identity": np.array(identity),
         }
@@ -100,6 +103,12 @@ def frame_errors(
     with atomic(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **found)
     return found
+
+
+def joined(first: Box, second: Box) -> Box:
+    """Return the box of the frames of two boxes of the same prepared folder."""
+    radius = first.radius if first.uniform else torch.cat([first.radius, second.radius])
+    return Box(torch.cat([first.centre, second.centre]), radius, torch.cat([first.start, second.start]))
 
 
 def _on_grid(grid: NDArray, parts: Sequence[Mapping[str, NDArray]]) -> dict[str, NDArray]:
@@ -123,8 +132,8 @@ def _stored(path: Path, identity: str) -> dict[str, Any] | None:
     return None
 
 
-def _mse(primal: Tensor, truth: Tensor) -> NDArray:
-    return (primal - truth).double().square().mean(dim=1).cpu().numpy()
+def _mse(primal: Tensor, truth: NDArray) -> NDArray:
+    return (primal - torch.from_numpy(truth)).double().square().mean(dim=1).numpy()
 
 
 def certificate(found: dict[str, NDArray], tolerance: float) -> dict[str, Any]:

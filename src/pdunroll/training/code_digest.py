@@ -6,6 +6,7 @@ import ast
 import importlib.util
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from pdunroll.errors import InputError
 from pdunroll.files import digest
@@ -17,7 +18,9 @@ WITHOUT = ("errors", "files", "processes", "speech.frames", "training.history", 
 
 @cache
 def source_digest(*modules: str, without: tuple[str, ...] = ()) -> str:
-    """Return the SHA-256 of modules and of all that they import of the package; comments and layout do not count.
+    """Return the SHA-256 of modules and of all that they import of the package, the same by all versions of Python.
+
+    Comments and layout do not count.
 
     Args:
         modules: modules of the package by their names in it, others ("mine.strategies") by their full names.
@@ -33,9 +36,19 @@ def source_digest(*modules: str, without: tuple[str, ...] = ()) -> str:
         for node in ast.walk(tree):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
                 del node.body[0]
-        programs[module] = ast.dump(tree)
+        programs[module] = dump(tree)
         waiting += imported(tree)
     return digest([programs[module] for module in sorted(programs)])
+
+
+def dump(node: Any) -> str:
+    """Return a syntax tree as text without empty fields, of which newer versions of Python have more."""
+    if isinstance(node, list):
+        return f"[{', '.join(map(dump, node))}]"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields = [f"{name}={dump(value)}" for name, value in ast.iter_fields(node) if value is not None and value != []]
+    return f"{type(node).__name__}({', '.join(fields)})"
 
 
 def imported(tree: ast.Module) -> set[str]:
