@@ -47,6 +47,9 @@ def dump(node: Any) -> str:
         return f"[{', '.join(map(dump, node))}]"
     if not isinstance(node, ast.AST):
         return repr(node)
+    if isinstance(node, ast.JoinedStr):  # some have empty strings beside nested fields (CPython issue 110309)
+        parts = [part for part in node.values if not (isinstance(part, ast.Constant) and part.value == "")]
+        return f"JoinedStr(values={dump(parts)})"
     fields = [f"{name}={dump(value)}" for name, value in ast.iter_fields(node) if value is not None and value != []]
     return f"{type(node).__name__}({', '.join(fields)})"
 
