@@ -107,7 +107,8 @@ def frame_errors(
 
 def joined(first: Box, second: Box) -> Box:
     """Return the box of the frames of two boxes of the same prepared folder."""
-    radius = first.radius if first.uniform else torch.cat([first.radius, second.radius])
+    radii = [radius for radius in (first.radius, second.radius) if isinstance(radius, Tensor)]  # of single samples
+    radius = torch.cat(radii) if radii else first.radius
     return Box(torch.cat([first.centre, second.centre]), radius, torch.cat([first.start, second.start]))
 
 
