@@ -115,7 +115,9 @@ def captured(
     return graph.replay, outputs
 
 
-GRAPHS = 64  # kept, those that were used last; an error curve needs one of each length up to SEGMENT
+# Kept, those that were used last; each holds the memory of what it computes. An error curve uses one of each length up
+# to SEGMENT again and again, and fewer would all be captured anew.
+GRAPHS = 64
 _graphs: OrderedDict[Hashable, tuple[tuple[Tensor, ...], Callable[[], None], tuple[Tensor, ...]]] = OrderedDict()
 
 
